@@ -1,0 +1,67 @@
+"""The settings: every environment variable that the service reads, with its default and its meaning."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import storage
+
+
+class Setting(NamedTuple):
+    name: str
+    default: str | None
+    """None: it has to be set."""
+    parse: Callable[[str], Any]
+    """Turns the text into the value; raises ValueError with what would make sense."""
+    meaning: str
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def quota(text: str) -> int | None:
+    """Events a month, or None for `unlimited`. Raises ValueError."""
+    return None if text == "unlimited" else _integer(0, 10**15)(text)
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise ValueError("must be debug, info, warning or error")
+    return text.lower()
+
+
+# The README's table and .env.example have the same rows in the same order; a test holds the three together.
+SETTINGS = (
+    Setting("DATABASE_URL", None, storage.database_url, "PostgreSQL, as a `postgresql://` URL"),
+    Setting("PORT", "8000", _integer(1, 65535), "the port to listen on, on 127.0.0.1"),
+    Setting("WEB_CONCURRENCY", str(os.cpu_count() or 1), _integer(1, 256), "worker processes"),
+    Setting("THREADS", "4", _integer(1, 256), "threads, and database connections, of a worker"),
+    Setting("MAX_BODY_BYTES", str(10 * 2**20), _integer(1, 2**27), "the largest body, inflated"),
+    Setting("MAX_BATCH_EVENTS", "10000", _integer(1, 10**6), "the most events of one request"),
+    Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "of a new organization; or `unlimited`"),
+    Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "how long an Idempotency-Key is kept"),
+    Setting("LOG_LEVEL", "info", _log_level, "debug, info, warning or error"),
+)
+
+
+def load(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The value of every setting by its name; one that is empty counts as not set.
+
+    Raises SystemExit, with one line that says what to change, if a value is missing or makes no sense.
+    """
+    values = {}
+    for name, default, parse, _ in SETTINGS:
+        text = environ.get(name) or default
+        if text is None:
+            raise SystemExit(f"igris-ingest: {name} is not set; `make run` starts a PostgreSQL and sets it")
+        try:
+            values[name] = parse(text)
+        except ValueError as error:
+            raise SystemExit(f"igris-ingest: {name} {error}") from None
+    return values

@@ -1,0 +1,438 @@
+"""Everything that knows PostgreSQL: the statements, one transaction a request, and what can go wrong with them.
+
+To the rest of the program a request either is stored whole, or one of the exceptions below says why not.
+"""
+
+import hashlib
+import re
+import secrets
+import select
+import string
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
+
+SCHEMA_VERSION = 1
+
+Connection = psycopg.Connection[Any]
+
+
+class Unavailable(Exception):
+    """PostgreSQL can't be reached, is not ready, or has no connection free: try again later."""
+
+
+class Unstorable(Exception):
+    """PostgreSQL refuses the data itself, and will again. The argument says why."""
+
+
+class Unauthorized(Exception):
+    """The API key is unknown, expired or revoked."""
+
+
+class QuotaExceeded(Exception):
+    """The events don't fit in what is left of the month's quota. The argument is how many would."""
+
+    @property
+    def remaining(self) -> int:
+        return int(self.args[0])
+
+
+class Unknown(Exception):
+    """There is no such organization or API key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    id: int
+    org_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """An organization's events in the current calendar month (UTC)."""
+
+    month: str
+    """YYYY-MM"""
+    used: int
+    quota: int | None
+    """None: unlimited"""
+
+    @property
+    def remaining(self) -> int | None:
+        return None if self.quota is None else max(0, self.quota - self.used)
+
+
+# The key, if it holds now.
+AUTHENTICATE = """
+    SELECT id, org_id
+    FROM api_keys
+    WHERE key_hash = %(key_hash)s
+      AND revoked_at IS NULL
+      AND (expires_at IS NULL OR expires_at > now())
+"""
+
+# Makes the rows of the events out of the body itself, so that every digit of a number survives, and counts them.
+# One statement, thus one transaction. It stores nothing and returns no row if the key holds no longer. If the quota
+# is used up it stores nothing and returns `used` NULL; or, if the last of it went to another request meanwhile, the
+# CHECK on monthly_usage fails the statement. The usage row is touched last: its lock is what requests wait for.
+STORE = """
+    WITH account AS MATERIALIZED (
+        SELECT
+            o.monthly_quota,
+            date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month,
+            CASE WHEN o.monthly_quota IS NULL THEN 1 + pg_backend_pid() %% 1024 ELSE 0 END AS slot,
+            o.monthly_quota - coalesce(u.elsewhere, 0) AS quota,
+            coalesce(u.used, 0) AS used
+        FROM api_keys k
+        JOIN organizations o ON o.id = k.org_id
+        LEFT JOIN (
+            SELECT
+                sum(used) FILTER (WHERE slot = 0)::bigint AS used,
+                sum(used) FILTER (WHERE slot <> 0)::bigint AS elsewhere
+            FROM monthly_usage
+            WHERE org_id = %(org_id)s
+              AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+        ) u ON o.monthly_quota IS NOT NULL
+        WHERE k.id = %(api_key_id)s
+          AND k.org_id = %(org_id)s
+          AND k.revoked_at IS NULL
+          AND (k.expires_at IS NULL OR k.expires_at > now())
+    ), stored AS (
+        INSERT INTO audit_events
+            (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
+        SELECT
+            %(org_id)s,
+            %(api_key_id)s,
+            e.type,
+            e."toolName",
+            coalesce(e.action, 'log'),
+            -- a fraction of a hundred digits is too long for PostgreSQL's parser, and says no more than 20 do
+            coalesce(
+                CASE WHEN length(e."timestamp") > 60
+                THEN regexp_replace(e."timestamp", '(\\.[0-9]{20})[0-9]+', '\\1')
+                ELSE e."timestamp" END::timestamptz,
+                now()
+            ),
+            coalesce(e.metadata, '{}'),
+            now()
+        FROM account a, jsonb_to_recordset(
+            CASE jsonb_typeof(%(body)s::jsonb)
+                WHEN 'array' THEN %(body)s::jsonb
+                ELSE coalesce(%(body)s::jsonb -> 'events', jsonb_build_array(%(body)s::jsonb))
+            END
+        ) AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
+        WHERE a.quota IS NULL OR a.used + %(size)s <= a.quota
+        RETURNING 1
+    ), counted AS (
+        INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
+        SELECT %(org_id)s, a.month, a.slot, (SELECT count(*) FROM stored), a.quota
+        FROM account a
+        WHERE EXISTS (SELECT FROM stored)
+        ON CONFLICT (org_id, month, slot) DO UPDATE
+            SET used = u.used + excluded.used, quota = excluded.quota
+        RETURNING u.used, u.quota - u.used AS remaining
+    )
+    SELECT c.used, c.remaining
+    FROM account a
+    LEFT JOIN counted c ON true
+"""
+
+# An organization's quota and what it used of it this month.
+QUOTA = """
+    SELECT
+        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM') AS month,
+        coalesce((
+            SELECT sum(used)
+            FROM monthly_usage
+            WHERE org_id = %(org_id)s
+              AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+        ), 0)::bigint AS used,
+        monthly_quota AS quota
+    FROM organizations
+    WHERE id = %(org_id)s
+"""
+
+
+class Storage:
+    """The service's PostgreSQL. Every method raises Unavailable if it can't be used now.
+
+    The pool opens at the first request, after gunicorn's fork. Commands use a connection of their own.
+    """
+
+    def __init__(self, database_url: str, connections: int) -> None:
+        self._conninfo = make_conninfo(database_url, **_defaults(database_url))
+        self._unreachable_until = 0.0
+        self._pool = ConnectionPool(
+            self._conninfo,
+            kwargs={"autocommit": True, "prepare_threshold": 0},
+            open=False,
+            min_size=connections,
+            max_size=connections,
+            timeout=POOL_TIMEOUT,
+            # The pool would go on trying, ever more seldom, and be back long after the database is.
+            # It gives up at once instead, and every request that finds no connection makes it try anew.
+            reconnect_timeout=0,
+            reconnect_failed=self._reconnect_failed,
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # What requests do
+
+    def authenticate(self, key: str) -> ApiKey:
+        """The key's id and organization. Raises Unauthorized."""
+        with self._connection() as connection:
+            row = connection.execute(AUTHENTICATE, {"key_hash": _hash(key)}).fetchone()
+        if row is None:
+            raise Unauthorized
+        return ApiKey(*row)
+
+    def store(self, key: ApiKey, body: str, size: int) -> int | None:
+        """Stores the `size` events of a valid body, the JSON text that came from the client, and counts them.
+
+        Returns what is left of the month's quota after the commit; None: it is unlimited.
+        Raises Unauthorized, QuotaExceeded and Unstorable; then nothing is stored.
+        """
+        parameters = {"org_id": key.org_id, "api_key_id": key.id, "body": _jsonb_text(body), "size": size}
+        with self._connection() as connection:
+            try:
+                row = connection.execute(STORE, parameters).fetchone()
+            except psycopg.errors.CheckViolation:
+                row = (None, None)
+            if row is None:
+                raise Unauthorized
+            used, remaining = row
+            if used is None:
+                raise QuotaExceeded(_quota(connection, key.org_id).remaining)
+        return remaining  # type: ignore[no-any-return]
+
+    def check_ready(self) -> None:
+        """Raises Unavailable, saying why in words fit for strangers, unless the schema is there and of this version."""
+        with self._connection() as connection:
+            row = connection.execute("SELECT version FROM schema_version").fetchone()
+        if row is None or row[0] != SCHEMA_VERSION:
+            raise Unavailable("the schema is missing or of another version: run init-db")
+
+    # What commands do
+
+    def init_db(self) -> None:
+        """Creates the schema, if the database has none. Safe to run again, and by several at once."""
+        with self._transaction() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('igris-ingest init-db'))")
+            encoding, exists = _one(
+                connection.execute(
+                    "SELECT current_setting('server_encoding'), to_regclass('schema_version') IS NOT NULL"
+                )
+            )
+            if encoding != "UTF8":
+                raise Unavailable(f"the database has the encoding {encoding}; create it with ENCODING 'UTF8'")
+            if not exists:
+                connection.execute(Path(__file__).with_name("schema.sql").read_bytes())
+                connection.execute("INSERT INTO schema_version VALUES (%s)", [SCHEMA_VERSION])
+
+    def create_organization(self, org_id: str, monthly_quota: int | None) -> None:
+        """Creates an organization with a quota (None: unlimited); one that is there already is left as it is."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                [org_id, monthly_quota],
+            )
+
+    def quota(self, org_id: str) -> Quota:
+        """This month's quota and use. Raises Unknown."""
+        with self._transaction() as connection:
+            return _quota(connection, org_id)
+
+    def set_quota(self, org_id: str, monthly_quota: int | None) -> None:
+        """Sets a quota (None: unlimited); requests from now on obey it. Raises Unknown."""
+        with self._transaction() as connection:
+            updated = connection.execute(
+                "UPDATE organizations SET monthly_quota = %s WHERE id = %s", [monthly_quota, org_id]
+            ).rowcount
+        if not updated:
+            raise _unknown_organization(org_id)
+
+    def create_key(self, org_id: str, label: str | None, expires_in_days: int | None) -> str:
+        """A new API key of an organization that exists. It is stored nowhere: show it now or never."""
+        key = "ig_" + "".join(secrets.choice(KEY_ALPHABET) for _ in range(40))
+        with self._transaction() as connection:
+            connection.execute(
+                """
+                INSERT INTO api_keys (org_id, key_hash, prefix, label, expires_at)
+                VALUES (%s, %s, %s, %s, now() + make_interval(days => %s))
+                """,
+                [org_id, _hash(key), key[:7], label, expires_in_days],
+            )
+        return key
+
+    def keys(self, org_id: str | None) -> list[dict[str, Any]]:
+        """What may be shown of every key, or of an organization's: id, prefix, label and dates. Raises Unknown."""
+        with self._transaction() as connection:
+            if org_id and not connection.execute("SELECT FROM organizations WHERE id = %s", [org_id]).rowcount:
+                raise _unknown_organization(org_id)
+            return (
+                connection.cursor(row_factory=dict_row)
+                .execute(
+                    """
+                    SELECT id, prefix, label, org_id AS organization,
+                           created_at AS created, expires_at AS expires, revoked_at AS revoked
+                    FROM api_keys
+                    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+                    ORDER BY id
+                    """,
+                    {"org_id": org_id},
+                )
+                .fetchall()
+            )
+
+    def revoke_key(self, key_id: int) -> None:
+        """Ends a key from the next request on; a revoked one stays as it was. Raises Unknown."""
+        with self._transaction() as connection:
+            updated = connection.execute(
+                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = %s", [key_id]
+            ).rowcount
+        if not updated:
+            raise Unknown(f"there is no API key {key_id}")
+
+    # Connections, and what can go wrong with them
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """A connection of the pool; a statement on it is a transaction."""
+        try:
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                self._pool.putconn(connection)
+        except psycopg.Error as error:
+            _raise_translated(error)
+
+    def _take(self) -> Connection:
+        if self._pool.closed:
+            self._pool.open()
+        unreachable = time.monotonic() < self._unreachable_until
+        while True:
+            connection = self._pool.getconn(POOL_TIMEOUT_UNREACHABLE if unreachable else POOL_TIMEOUT)
+            if not _is_readable(connection.pgconn.socket):
+                self._unreachable_until = 0.0
+                return connection
+            # An idle connection has nothing to say but that it is closed. Found out only by using it, that would
+            # leave open whether the statement was carried out. The pool makes a new one for it.
+            connection.close()
+            self._pool.putconn(connection)
+
+    def _reconnect_failed(self, _: ConnectionPool) -> None:
+        self._unreachable_until = time.monotonic() + UNREACHABLE
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """A connection of its own and a transaction, committed at the end."""
+        try:
+            with psycopg.connect(self._conninfo) as connection:
+                yield connection
+        except psycopg.Error as error:
+            _raise_translated(error)
+
+
+KEY_ALPHABET = string.ascii_letters + string.digits
+
+CONNECT_TIMEOUT = 3
+"""Seconds to reach PostgreSQL."""
+POOL_TIMEOUT = 2
+"""Seconds that a request waits for a connection. There is one for each thread, so it waits only while PostgreSQL
+is away or has just come back."""
+UNREACHABLE = 10
+"""Seconds after a failed attempt to connect in which PostgreSQL is taken to be away still ..."""
+POOL_TIMEOUT_UNREACHABLE = 0.1
+"""... and a request waits only this long for the attempt that it starts."""
+
+
+def database_url(text: str) -> str:
+    """The text itself, if it is a connection URL or string of PostgreSQL. Raises ValueError, without the text."""
+    try:
+        conninfo_to_dict(text)
+    except psycopg.Error:
+        raise ValueError("is no PostgreSQL URL, such as postgresql://user:password@host:5432/database") from None
+    return text
+
+
+def _defaults(database_url: str) -> dict[str, Any]:
+    """The connection parameters that are ours unless the URL sets them."""
+    given = conninfo_to_dict(database_url)
+    defaults = {
+        "application_name": "igris-ingest",
+        "client_encoding": "UTF8",
+        "connect_timeout": CONNECT_TIMEOUT,
+    }
+    return {name: value for name, value in defaults.items() if name not in given}
+
+
+def _raise_translated(error: psycopg.Error) -> NoReturn:
+    """Raises what a driver's error means to the rest of the program.
+
+    Only Unavailable carries the driver's words along: those of other errors can quote the client's data.
+    """
+    sqlstate = error.sqlstate or ""
+    words = error.diag.message_primary or type(error).__name__
+    if isinstance(error, psycopg.DataError) or sqlstate.startswith("54"):  # 54: program limit exceeded
+        raise Unstorable(UNSTORABLE.get(sqlstate, words)) from None
+    if sqlstate in ("42P01", "42703", "3F000"):  # undefined table, column or schema
+        raise Unavailable("the schema is missing or of another version: run init-db") from error
+    if sqlstate == "42501":
+        raise Unavailable("the database role lacks a privilege") from error
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
+        raise Unavailable("PostgreSQL can't be reached") from error
+    raise RuntimeError(f"{sqlstate}: {words}") from None
+
+
+UNSTORABLE = {"22003": "A number is too large or has too many digits", "54001": "Nested too deep"}
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _one(cursor: psycopg.Cursor[Any]) -> Any:
+    row = cursor.fetchone()
+    assert row is not None
+    return row
+
+
+def _quota(connection: Connection, org_id: str) -> Quota:
+    row = connection.execute(QUOTA, {"org_id": org_id}).fetchone()
+    if row is None:
+        raise _unknown_organization(org_id)
+    return Quota(*row)
+
+
+def _unknown_organization(org_id: str) -> Unknown:
+    return Unknown(f"there is no organization {org_id!r}")
+
+
+# jsonb can hold neither U+0000 nor half of a surrogate pair. A match is an escaped backslash, a pair (both are kept),
+# or one of the two.
+_UNSTORABLE_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_ESCAPE = re.compile(r"(?P<kept>(?:\\\\)+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u(?:0000|[dD][89a-fA-F]..)", re.DOTALL)
+
+
+def _jsonb_text(json_text: str) -> str:
+    """JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD. All else stays as it was written."""
+    if not _UNSTORABLE_ESCAPE.search(json_text):
+        return json_text
+    return _ESCAPE.sub(lambda match: match["kept"] or r"\ufffd", json_text)
