@@ -1,0 +1,257 @@
+"""Audit events over HTTP. The life of a request: authenticate, load, store, answer."""
+
+import json
+import logging
+import logging.config
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, g, has_request_context, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+import cli
+import config
+import schemas
+import storage
+
+log = logging.getLogger("igris")
+access_log = logging.getLogger("igris.access")
+
+ingest = Blueprint("ingest", __name__)
+
+
+@ingest.before_request
+def authenticate() -> None:
+    """Before the body is read: a stranger's is not worth it."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    g.api_key_sent = scheme.lower() == "bearer" and bool(key.strip())
+    if not g.api_key_sent or not API_KEY.fullmatch(key.strip()):
+        raise storage.Unauthorized
+    g.api_key = store().authenticate(key.strip())
+
+
+@ingest.post("/api/v1/ingest/raw")
+def ingest_raw() -> Response:
+    """Stores the events of the body, all or none, and answers after the commit."""
+    text, batch = load()
+    if batch.details:
+        raise schemas.InvalidEvents(batch.details)
+    remaining = store().store(g.api_key, text, batch.size)
+    g.ingested = batch.size
+    return answer({"data": {"ingested": batch.size, "rejected": 0}, "meta": {"remainingQuota": remaining}})
+
+
+def load() -> tuple[str, schemas.Batch]:
+    """The body's text and the events in it. Raises what the table of refusals names."""
+    if not MEDIA_TYPE.fullmatch(request.mimetype):
+        raise UnsupportedMediaType("Content-Type", "Accept", "application/json")
+    if request.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "identity")
+    text, data = schemas.parse_json(read_body())
+    return text, schemas.load(data, current_app.config["MAX_BATCH_EVENTS"])
+
+
+def read_body() -> bytes:
+    """The whole body. Raises RequestEntityTooLarge; InvalidJSON if it breaks off or is badly framed."""
+    limit = current_app.config["MAX_BODY_BYTES"]
+    length = request.content_length  # None: it comes in chunks
+    if length is not None and length > limit:
+        raise RequestEntityTooLarge
+    try:
+        body: bytes = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
+    except Exception as error:  # the server's parser has its own types for what a client can do wrong
+        raise schemas.InvalidJSON("The body could not be read to its end") from error
+    if len(body) > limit:
+        raise RequestEntityTooLarge
+    if length is not None and len(body) < length:
+        raise schemas.InvalidJSON("The body breaks off")
+    return body
+
+
+def store() -> storage.Storage:
+    return current_app.extensions["storage"]  # type: ignore[no-any-return]
+
+
+API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
+MEDIA_TYPE = re.compile(r"application/(?:json|.+\+json)")
+REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+
+
+probes = Blueprint("probes", __name__)
+
+
+@probes.get("/healthz")
+def healthz() -> Response:
+    """The process answers, whatever the database does."""
+    return answer({"status": "ok"})
+
+
+@probes.get("/readyz")
+def readyz() -> Response:
+    """Requests can be served: PostgreSQL answers and the schema is there."""
+    try:
+        store().check_ready()
+    except storage.Unavailable as error:
+        return answer({"status": "unavailable", "reason": str(error)}, 503)
+    return answer({"status": "ok"})
+
+
+class UnsupportedMediaType(Exception):
+    """A header has a value that is not understood. Arguments: its name, the header that says what is, and that."""
+
+
+def refuse(
+    status: int,
+    error: str,
+    details: schemas.Details | str = "",
+    meta: dict[str, Any] | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Response:
+    """The one maker of error answers; a `details` string is about the body as a whole."""
+    body: dict[str, Any] = {"error": error}
+    if details:
+        body["details"] = [{"field": "", "message": details}] if isinstance(details, str) else details
+    if meta:
+        body["meta"] = meta
+    return answer(body, status, headers)
+
+
+def answer(body: dict[str, Any], status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    return Response(json.dumps(body) + "\n", status, [*headers, ("Cache-Control", "no-store")], "application/json")
+
+
+def unavailable(error: storage.Unavailable) -> Response:
+    log.warning("%s: %s", error, error.__cause__)
+    # spread, so that all those who were refused don't come back in the same second
+    return refuse(503, "Service unavailable", headers=[("Retry-After", str(secrets.randbelow(5) + 1))])
+
+
+def defect(error: Exception) -> Response:
+    log.error("a defect", exc_info=error)
+    return refuse(500, "Internal server error")
+
+
+def seconds_to_next_month(now: datetime) -> int:
+    """Whole seconds, at least 1, until the calendar month of `now` (UTC) is over."""
+    first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    following = (first + timedelta(days=32)).replace(day=1)
+    return math.ceil((following - now).total_seconds())
+
+
+# From an exception to its answer.
+REFUSALS: dict[type[Exception], Callable[[Any], Response]] = {
+    NotFound: lambda _: refuse(404, "Not found"),
+    MethodNotAllowed: lambda error: refuse(
+        405, "Method not allowed", headers=[("Allow", ", ".join(sorted(error.valid_methods)))]
+    ),
+    storage.Unauthorized: lambda _: refuse(
+        401,
+        "Unauthorized",
+        headers=[("WWW-Authenticate", 'Bearer realm="igris"' + ', error="invalid_token"' * g.api_key_sent)],
+    ),
+    UnsupportedMediaType: lambda error: refuse(
+        415,
+        "Unsupported media type",
+        f"{error.args[0]} must be {error.args[2]}",
+        headers=[(error.args[1], error.args[2])],
+    ),
+    RequestEntityTooLarge: lambda _: refuse(
+        413,
+        "Payload too large",
+        f"The body must be at most {current_app.config['MAX_BODY_BYTES']} bytes: split the batch",
+    ),
+    schemas.InvalidJSON: lambda error: refuse(400, "Invalid JSON", str(error)),
+    storage.Unstorable: lambda error: refuse(400, "Invalid JSON", str(error)),
+    schemas.InvalidEvents: lambda error: refuse(400, "Validation failed", error.args[0]),
+    storage.QuotaExceeded: lambda error: refuse(
+        429,
+        "Quota exceeded",
+        f"The month's quota has room for {error.remaining} more event(s)",
+        meta={"remainingQuota": error.remaining},
+        headers=[("Retry-After", str(seconds_to_next_month(datetime.now(UTC))))],
+    ),
+    storage.Unavailable: unavailable,
+    HTTPException: lambda error: refuse(error.code, error.name),
+    Exception: defect,
+}
+
+
+def begin() -> None:
+    g.began = time.perf_counter()
+    sent = request.headers.get("X-Request-Id", "")
+    g.request_id = sent if REQUEST_ID.fullmatch(sent) and not API_KEY.search(sent) else secrets.token_hex(16)
+
+
+def end(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    api_key = g.get("api_key")
+    access_log.info(
+        json.dumps(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "requestId": g.request_id,
+                "method": request.method,
+                "path": API_KEY.sub("ig_...", request.path),
+                "status": response.status_code,
+                "ms": round((time.perf_counter() - g.began) * 1000, 2),
+                "bytes": request.content_length,
+                "organization": api_key and api_key.org_id,
+                "apiKeyId": api_key and api_key.id,
+                "ingested": g.get("ingested", 0),
+            }
+        )
+    )
+    return response
+
+
+class RequestIdFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+        return True
+
+
+def configure_logging(level: str) -> None:
+    """An access line a request on standard output, all else on standard error with the id of its request."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"request_id": {"()": RequestIdFilter}},
+            "formatters": {
+                "log": {"format": "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"},
+                "access": {"format": "%(message)s"},
+            },
+            "handlers": {
+                "log": {"class": "logging.StreamHandler", "formatter": "log", "filters": ["request_id"]},
+                "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stdout"},
+            },
+            "root": {"level": level.upper(), "handlers": ["log"]},
+            "loggers": {
+                "igris.access": {"level": "INFO", "handlers": ["access"], "propagate": False},
+                "psycopg.pool": {"level": "ERROR"},  # its warnings repeat what Unavailable says
+            },
+        }
+    )
+
+
+def create_app() -> Flask:
+    """The WSGI application, configured from the environment. Raises SystemExit if a setting makes no sense."""
+    settings = config.load()
+    configure_logging(settings["LOG_LEVEL"])
+    app = Flask(__name__, static_folder=None)
+    app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
+    app.url_map.merge_slashes = False  # else // is answered with a redirect
+    app.extensions["storage"] = storage.Storage(settings["DATABASE_URL"], settings["THREADS"])
+    app.before_request(begin)
+    app.after_request(end)
+    for exception, refusal in REFUSALS.items():
+        app.register_error_handler(exception, refusal)
+    app.register_blueprint(ingest)
+    app.register_blueprint(probes)
+    cli.init_app(app)
+    return app

@@ -1,0 +1,58 @@
+"""How gunicorn serves the application, in production and in `make run`; the settings are config.py's."""
+
+import json
+import secrets
+from typing import Any
+
+from gunicorn import util
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+from config import load
+
+_settings = load()  # here too, so that a senseless value stops the start and not each worker
+
+
+class Worker(ThreadWorker):
+    """gthread: keeps connections alive, and serves others while one waits for its commit.
+
+    What its parser refuses is answered as JSON, and logged without the client's words: they may hold a key.
+    """
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        status, error = 500, "Internal server error"
+        if isinstance(exc, LimitRequestLine):
+            status, error = 414, "URI too long"
+        elif isinstance(exc, LimitRequestHeaders):
+            status, error = 431, "Request header fields too large"
+        elif isinstance(exc, ParseException):
+            status, error = 400, "Bad request"
+        request_id = secrets.token_hex(16)
+        self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
+        body = json.dumps({"error": error}) + "\n"
+        head = (
+            f"HTTP/1.1 {status} {error}",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            f"X-Request-Id: {request_id}",
+        )
+        try:
+            util.write_nonblock(client, "\r\n".join((*head, "", body)).encode())
+        except OSError:
+            self.log.debug("the client is gone")
+
+
+def pre_request(worker: Any, req: Any) -> None:
+    """Instead of gunicorn's own, which logs the path: it may hold a key."""
+
+
+worker_class = Worker
+bind = f"127.0.0.1:{_settings['PORT']}"
+workers = _settings["WEB_CONCURRENCY"]
+threads = _settings["THREADS"]
+reuse_port = True  # a socket for each worker, else one worker may get nearly all connections
+accesslog = None  # the application writes a line for each request itself
+loglevel = _settings["LOG_LEVEL"]
+control_socket_disable = True
