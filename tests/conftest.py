@@ -1,0 +1,98 @@
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from dev import postgres
+from storage import Storage
+from tests.service import Account, Service
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A PostgreSQL: TEST_DATABASE_URL, whose role may create databases, or an embedded one."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield url
+        return
+    server = postgres.temporary()
+    try:
+        yield server.get_uri()
+    finally:
+        server.stop()
+        shutil.rmtree(server.pgdata)
+
+
+@pytest.fixture(scope="session")
+def create_database(server_url: str) -> Iterator[Callable[[], str]]:
+    """Makes empty databases, and removes them in the end."""
+    names = []
+    with psycopg.connect(server_url, autocommit=True) as connection:
+
+        def create() -> str:
+            names.append(f"igris_test_{uuid.uuid4().hex}")
+            connection.execute(f"CREATE DATABASE {names[-1]} ENCODING 'UTF8' TEMPLATE template0".encode())
+            return make_conninfo(server_url, dbname=names[-1])
+
+        yield create
+        for name in names:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="session")
+def database_url(create_database: Callable[[], str]) -> str:
+    """The database of the service that most tests share."""
+    url = create_database()
+    Storage(url, 1).init_db()
+    return url
+
+
+@pytest.fixture(scope="session")
+def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(database_url, tmp_path_factory.mktemp("service") / "log").start()
+    yield service
+    service.stop()
+    assert "Traceback" not in service.output()
+
+
+@pytest.fixture
+def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts a service with settings of its own, and stops it after the test."""
+    running: list[Service] = []
+
+    def start(url: str = database_url, **settings: object) -> Service:
+        running.append(Service(url, tmp_path / f"log-{len(running)}", **settings).start())
+        return running[-1]
+
+    yield start
+    for service in running:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Storage]:
+    storage = Storage(database_url, 1)
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def new_account(service: Service, db: Storage) -> Callable[..., Account]:
+    """Makes an organization with a quota (None: unlimited) and a key, on the shared service or another."""
+
+    def new(quota: int | None = 50_000, service: Service = service) -> Account:
+        org_id = f"org-{uuid.uuid4().hex[:8]}"
+        db.create_organization(org_id, quota)
+        return Account(service, org_id, db.create_key(org_id, None, None))
+
+    return new
+
+
+@pytest.fixture
+def account(new_account: Callable[..., Account]) -> Account:
+    return new_account()

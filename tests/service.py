@@ -1,0 +1,192 @@
+"""The service as its users meet it: real gunicorn processes, and a client that speaks HTTP to them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import urllib3
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+WEB = ["/bin/sh", "-c", f"exec {BIN}/" + dict(re.findall("(\\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]]
+PATH = "/api/v1/ingest/raw"
+EVENT = {"type": "tool_call", "toolName": "generate_report"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Any, seconds: float = 15) -> Any:
+    """Asks until the answer is true, and returns it; raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{condition} is still false after {seconds} s")
+        time.sleep(0.01)
+    return result
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Service:
+    """A gunicorn with its workers, on a port of its own; its output goes to a file."""
+
+    def __init__(self, database_url: str, log: Path, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.database_url = database_url
+        self.log = log
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if name not in ("MAX_BODY_BYTES", "THREADS")},
+            "DATABASE_URL": database_url,
+            "PORT": str(self.port),
+            "WEB_CONCURRENCY": "2",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.http = urllib3.PoolManager(maxsize=64, retries=False, timeout=30)
+
+    def start(self) -> "Service":
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                WEB,
+                cwd=ROOT,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self.is_alive)
+        return self
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+        self.http.clear()
+
+    def is_alive(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"gunicorn ended: {self.output()}")
+        try:
+            return self.get("/healthz").status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+        answer = self.http.request(method, self.url + path, body=body, headers=headers)
+        return Answer(answer.status, answer.headers, answer.data)
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, body: Any, key: str, **headers: str) -> Answer:
+        """Posts bytes as they are, an iterator of bytes in chunks, and anything else as JSON."""
+        if not isinstance(body, bytes | Iterator):
+            body = json.dumps(body).encode()
+        return self.request(
+            "POST",
+            PATH,
+            body,
+            {
+                "Authorization": f"Bearer {key}",
+                "Content-Type": "application/json",
+                **{name.replace("_", "-"): value for name, value in headers.items()},
+            },
+        )
+
+
+class Account:
+    """An organization of its own for a test, with a key: posts for it, and looks into its rows."""
+
+    def __init__(self, service: Service, org_id: str, key: str) -> None:
+        self.service, self.org_id, self.key = service, org_id, key
+
+    def post(self, body: Any, **headers: str) -> Answer:
+        return self.service.post(body, self.key, **headers)
+
+    def execute(self, query: str, *parameters: object) -> list[Any]:
+        """Runs SQL as the owner of the database; returns the rows, if it has any."""
+        with psycopg.connect(self.service.database_url, options="-c timezone=UTC") as connection:
+            cursor = connection.execute(query.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def rows(self, columns: str = "*") -> list[Any]:
+        return self.execute(f"SELECT {columns} FROM audit_events WHERE org_id = %s ORDER BY id", self.org_id)
+
+    def count(self) -> int:
+        return len(self.rows("id"))
+
+    def used(self) -> int:
+        """What the quota counts, which has to be what the table holds."""
+        query = "SELECT coalesce(sum(used), 0)::int FROM monthly_usage WHERE org_id = %s"
+        [[used]] = self.execute(query, self.org_id)
+        return int(used)
+
+
+def flask(*arguments: str, database_url: str | None, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as its users do."""
+    settings = {**os.environ, "DATABASE_URL": database_url or "", **environ}
+    return subprocess.run(
+        [BIN / "flask", "--app", "app", *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+
+
+def assert_refused(answer: Answer, status: int, error: str, account: Account | None = None) -> Any:
+    """The one shape of an error; for an account also that nothing of it was stored. Returns the whole body."""
+    assert answer.status == status, answer.body
+    body = answer.json
+    assert body["error"] == error
+    assert set(body) <= {"error", "details", "meta"}
+    for detail in body.get("details", []):
+        assert set(detail) == {"field", "message"}
+        assert isinstance(detail["field"], str)
+        assert detail["message"]
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert re.fullmatch(r"[\w.-]+", answer.headers["X-Request-Id"])
+    if account:
+        assert account.rows() == []
+        assert account.used() == 0
+    return body
+
+
+def at_once(threads: int, function: Any) -> list[Any]:
+    """Calls function(i) in as many threads at the same moment, and returns what each returned."""
+    barrier = threading.Barrier(threads)
+    results: list[Any] = [None] * threads
+
+    def run(i: int) -> None:
+        barrier.wait()
+        results[i] = function(i)
+
+    running = [threading.Thread(target=run, args=[i]) for i in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return results

@@ -1,0 +1,44 @@
+"""The documentation says what is so."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from config import SETTINGS
+from tests.service import ROOT, Account
+
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_setting_is_documented_in_the_order_of_the_code() -> None:
+    rows = re.findall(r"^\| ([A-Z_]+) \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    assert [(name, meaning) for name, _, meaning in rows] == [(each.name, each.meaning) for each in SETTINGS]
+    for (name, default, _), setting in zip(rows, SETTINGS, strict=True):
+        assert name == "WEB_CONCURRENCY" or default == (setting.default or "")
+
+    example = re.findall(r"^# (.*)\n#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert [(name, meaning) for meaning, name, _ in example] == [(each.name, each.meaning) for each in SETTINGS]
+    for _, name, default in example:
+        [setting] = [each for each in SETTINGS if each.name == name]
+        assert name in ("DATABASE_URL", "WEB_CONCURRENCY") or default == setting.default
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_curl_examples_answer_what_they_say(new_account: Callable[..., Account], tmp_path: Path) -> None:
+    account = new_account(quota=50_000)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/key").write_text(account.key + "\n")
+    assert len(EXAMPLES) >= 3
+    for command, answer in EXAMPLES:
+        command = command.replace("http://127.0.0.1:8000", account.service.url)
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout == answer
+    documented = dict(re.findall(r"^\| (\w+) \| (.+) \|$", README[README.index("| id | 1 |") :], re.MULTILINE)[:9])
+    columns = ", ".join(f'"{name}"::text' for name in documented if name not in ("id", "org_id", "api_key_id"))
+    stored = account.rows(columns)[0]
+    assert set(stored) <= set(documented.values())

@@ -1,0 +1,114 @@
+"""The month's quota: exact to the event, whatever runs at once."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+import storage
+from app import seconds_to_next_month
+from storage import Storage
+from tests.service import EVENT, Account, assert_refused, at_once
+
+
+def test_what_does_not_fit_is_refused_whole(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=12)
+    body = assert_refused(account.post([EVENT] * 13), 429, "Quota exceeded", account)
+    assert body["meta"] == {"remainingQuota": 12}
+    answer = account.post([EVENT] * 12)
+    assert (answer.status, answer.json["meta"]) == (200, {"remainingQuota": 0})
+    answer = account.post(EVENT)
+    assert assert_refused(answer, 429, "Quota exceeded")["meta"] == {"remainingQuota": 0}
+    assert abs(int(answer.headers["Retry-After"]) - seconds_to_next_month(datetime.now(UTC))) <= 5
+    assert account.count() == account.used() == 12
+
+
+def test_a_quota_of_nothing_stores_nothing(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=0)
+    assert_refused(account.post(EVENT), 429, "Quota exceeded", account)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[..., Account], size: int) -> None:
+    account = new_account(quota=100)
+    answers = [
+        answer
+        for answers in at_once(24, lambda _: [account.post([EVENT] * size) for _ in range(6)])
+        for answer in answers
+    ]
+    stored = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert len(stored) + len(refused) == 24 * 6
+    assert len(stored) == 100 // size
+    assert account.count() == account.used() == len(stored) * size
+    remaining = sorted(answer.json["meta"]["remainingQuota"] for answer in stored)
+    assert remaining == [100 - size * n for n in range(len(stored), 0, -1)]
+    assert {answer.json["meta"]["remainingQuota"] for answer in refused} <= {100 % size}
+
+
+def test_a_changed_quota_counts_from_the_next_request_on(new_account: Callable[..., Account], db: Storage) -> None:
+    account = new_account(quota=5)
+    account.post([EVENT] * 5)
+    db.set_quota(account.org_id, 8)
+    assert account.post([EVENT] * 2).json["meta"] == {"remainingQuota": 1}
+    db.set_quota(account.org_id, 3)
+    assert assert_refused(account.post(EVENT), 429, "Quota exceeded")["meta"] == {"remainingQuota": 0}
+    assert account.count() == account.used() == 7
+
+
+def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
+    new_account: Callable[..., Account], db: Storage
+) -> None:
+    account = new_account(quota=None)
+    at_once(8, lambda _: account.post([EVENT] * 5))
+    db.set_quota(account.org_id, 43)
+    assert assert_refused(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"] == {"remainingQuota": 3}
+    statuses = [answer.status for answer in at_once(8, lambda _: account.post(EVENT))]
+    assert sorted(statuses) == [200] * 3 + [429] * 5
+    assert account.count() == account.used() == 43
+
+
+def test_a_new_month_begins_with_the_whole_quota(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=5)
+    account.post([EVENT] * 5)
+    query = "UPDATE monthly_usage SET month = month - interval '1 month' WHERE org_id = %s"
+    account.execute(query, account.org_id)
+    assert account.post(EVENT).json["meta"] == {"remainingQuota": 4}
+
+
+def test_unlimited_is_null(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=None)
+    assert account.post([EVENT] * 3).json["meta"] == {"remainingQuota": None}
+    assert account.used() == 3
+
+
+def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
+    new_account: Callable[..., Account], db: Storage, database_url: str
+) -> None:
+    account = new_account(quota=None)
+    api_key = db.authenticate(account.key)
+    with psycopg.connect(database_url) as blocker:  # holds what a request holds before its commit
+        blocker.execute(
+            storage.STORE,
+            {
+                "org_id": api_key.org_id,
+                "api_key_id": api_key.id,
+                "body": '{"type": "custom", "toolName": "x"}',
+                "size": 1,
+            },
+        )
+        assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
+    assert account.count() == account.used() == 9
+
+
+@pytest.mark.parametrize(
+    ("now", "seconds"),
+    [
+        (datetime(2026, 11, 30, 23, 59, 59, 1, tzinfo=UTC), 1),
+        (datetime(2026, 12, 31, 0, 0, 0, tzinfo=UTC), 86_400),
+        (datetime(2028, 2, 1, 0, 0, 0, tzinfo=UTC), 29 * 86_400),
+    ],
+)
+def test_retry_after_is_the_first_of_next_month(now: datetime, seconds: int) -> None:
+    assert seconds_to_next_month(now) == seconds

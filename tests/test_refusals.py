@@ -1,0 +1,257 @@
+"""Every refusal of the contract: its answer, and that nothing of it was stored."""
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from storage import Storage
+from tests.service import EVENT, PATH, ROOT, Account, Service, assert_refused
+
+CASES = json.loads((ROOT / "tests/zod_cases.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_the_verdict_is_zods(account: Account, case: dict[str, Any]) -> None:
+    answer = account.post(case["body"].encode())
+    expected = case["expect"]
+    if expected["status"] == 400:
+        assert assert_refused(answer, 400, "Validation failed", account)["details"] == expected["details"]
+    else:
+        events = expected["events"]
+        assert (answer.status, answer.json["data"]) == (200, {"ingested": len(events), "rejected": 0})
+        assert account.rows("type, tool_name, action, metadata") == [
+            (event["type"], event["toolName"], event["action"], event["metadata"]) for event in events
+        ]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/v1/ingest", PATH + "/", PATH + "//", "/api//v1/ingest/raw", "/%00", "/\u00e9"]
+)
+def test_it_does_not_know_other_paths(account: Account, path: str) -> None:
+    headers = {"Authorization": f"Bearer {account.key}", "Content-Type": "application/json"}
+    answer = account.service.request("POST", path, json.dumps(EVENT).encode(), headers)
+    assert_refused(answer, 404, "Not found", account)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_it_names_the_allowed_methods(service: Service, method: str) -> None:
+    answer = service.request(method, PATH)
+    assert_refused(answer, 405, "Method not allowed")
+    assert answer.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "challenge"),
+    [
+        (None, 'Bearer realm="igris"'),
+        ("", 'Bearer realm="igris"'),
+        ("Bearer", 'Bearer realm="igris"'),
+        ("Bearer  ", 'Bearer realm="igris"'),
+        ("Basic aWdyaXM6aWdyaXM=", 'Bearer realm="igris"'),
+        ("Bearer nonsense", 'Bearer realm="igris", error="invalid_token"'),
+        ("Bearer ig_" + "x" * 40, 'Bearer realm="igris", error="invalid_token"'),
+        ("Bearer ig_' OR true --", 'Bearer realm="igris", error="invalid_token"'),
+    ],
+)
+def test_it_needs_a_key_before_anything_else(service: Service, authorization: str | None, challenge: str) -> None:
+    headers = {"Content-Type": "text/plain"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    answer = service.request("POST", PATH, b"not JSON", headers)
+    assert assert_refused(answer, 401, "Unauthorized") == {"error": "Unauthorized"}
+    assert answer.headers["WWW-Authenticate"] == challenge
+
+
+def test_the_scheme_is_not_case_sensitive(account: Account) -> None:
+    assert account.post(EVENT, Authorization=f"bearer {account.key}").status == 200
+
+
+def test_a_strangers_body_is_not_waited_for(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n"
+        client.sendall(head.encode() + b"[")
+        assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, db: Storage) -> None:
+    assert account.post(EVENT).status == 200
+    [key] = db.keys(account.org_id)
+    db.revoke_key(key["id"])
+    for _ in range(8):  # whichever worker answers
+        answer = account.post(EVENT)
+        assert_refused(answer, 401, "Unauthorized")
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
+    assert account.count() == account.used() == 1
+
+
+def test_an_expired_key_is_refused(account: Account) -> None:
+    assert account.post(EVENT).status == 200
+    account.execute("UPDATE api_keys SET expires_at = now() WHERE org_id = %s", account.org_id)
+    for _ in range(8):
+        assert_refused(account.post(EVENT), 401, "Unauthorized")
+    assert account.count() == 1
+
+
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "", "json"]
+)
+def test_it_names_the_media_type(account: Account, media_type: str) -> None:
+    answer = account.post(EVENT, Content_Type=media_type)
+    body = assert_refused(answer, 415, "Unsupported media type", account)
+    assert "application/json" in body["details"][0]["message"]
+    assert answer.headers["Accept"] == "application/json"
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "x"])
+def test_it_names_the_content_encodings(account: Account, encoding: str) -> None:
+    answer = account.post(EVENT, Content_Encoding=encoding)
+    body = assert_refused(answer, 415, "Unsupported media type", account)
+    assert answer.headers["Accept-Encoding"] in body["details"][0]["message"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused(
+    new_account: Callable[..., Account], start_service: Callable[..., Service], chunked: bool
+) -> None:
+    account = new_account(service=start_service(MAX_BODY_BYTES=1000, WEB_CONCURRENCY=1))
+    fits = json.dumps(EVENT).encode().ljust(1000)
+    send = (lambda body: iter([body[:400], body[400:]])) if chunked else bytes
+    body = assert_refused(account.post(send(fits + b" ")), 413, "Payload too large", account)
+    assert "1000 bytes" in body["details"][0]["message"]
+    assert "split the batch" in body["details"][0]["message"]
+    assert account.post(send(fits)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"type": "custom", "toolName": "x"} x',
+        b"{'type': 'custom'}",
+        b'{"type": "custom", "toolName": "x",}',
+        b'{"type": "custom", "toolName": "a\x01b"}',
+        b'{"type": "custom", "toolName": "\xff"}',
+        b'{"type": "custom", "toolName": "\xed\xa0\x80"}',
+        json.dumps(EVENT).encode("utf-16"),
+        json.dumps(EVENT).encode("utf-16-le"),
+        b"\xef\xbb\xbf" + json.dumps(EVENT).encode(),
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": NaN}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": -Infinity}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e-999999}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": 01}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": %s}}' % (b"1" * 150_000),
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": 0.%s}}' % (b"1" * 150_000),
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": 1%s}}' % (b"0" * 150_000 + b".5"),
+        b"[" * 50_000,
+        b"[" * 50_000 + b"]" * 50_000,
+        b'{"type": "custom", "toolName": "x", "metadata": %s1%s}' % (b'{"a":' * 50_000, b"}" * 50_000),
+    ],
+    ids=lambda body: repr(body[:60]),
+)
+def test_what_is_not_json_is_refused(account: Account, body: bytes) -> None:
+    answer = assert_refused(account.post(body), 400, "Invalid JSON", account)
+    [detail] = answer["details"]
+    assert detail["field"] == ""
+
+
+def test_more_than_1000_details_are_counted(account: Account) -> None:
+    details = assert_refused(account.post([{}] * 700), 400, "Validation failed", account)["details"]
+    assert len(details) == 1001
+    assert details[999] == {"field": "499.toolName", "message": "Required"}
+    assert details[1000] == {"field": "", "message": "and 400 more"}
+
+
+def test_a_batch_has_a_largest_size(account: Account) -> None:
+    details = assert_refused(account.post([EVENT] * 10_000 + [{}]), 400, "Validation failed", account)["details"]
+    assert details == [
+        {"field": "", "message": "Array must contain at most 10000 element(s)"},
+        {"field": "10000.type", "message": "Required"},
+        {"field": "10000.toolName", "message": "Required"},
+    ]
+
+
+def test_one_bad_event_keeps_the_good_ones_out(account: Account) -> None:
+    details = assert_refused(
+        account.post({"events": [EVENT, {**EVENT, "action": "block"}]}), 400, "Validation failed", account
+    )
+    [detail] = details["details"]
+    assert detail["field"] == "events.1.action"
+
+
+def test_a_body_that_breaks_off_is_not_stored(account: Account) -> None:
+    whole = json.dumps(EVENT)
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json\r\n"
+    )
+    for rest in (
+        f"Content-Length: {len(whole) + 9}\r\n\r\n{whole}",
+        f"Transfer-Encoding: chunked\r\n\r\nff\r\n{whole}",
+    ):
+        with socket.create_connection(("127.0.0.1", account.service.port), timeout=10) as client:
+            client.sendall((head + rest).encode())
+            client.shutdown(socket.SHUT_WR)
+            answer = client.recv(10_000)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400 "), answer
+    assert account.rows() == []
+
+
+@pytest.mark.parametrize("chunk", ["zz\r\n", "5\r\nabcdefgh\r\n", "-1\r\n\r\n"])
+def test_a_badly_framed_body_is_refused(account: Account, chunk: str) -> None:
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", account.service.port), timeout=10) as client:
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n{chunk}".encode())
+        assert re.match(rb"HTTP/1.1 400 ", client.recv(10_000))
+    assert account.rows() == []
+
+
+def test_neither_keys_nor_bodies_are_logged(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    service = start_service(LOG_LEVEL="debug")
+    account = new_account(service=service)
+    secret = "the-secret-of-a-body"
+    headers = {"Authorization": f"Bearer {account.key}", "Content-Type": "application/json"}
+    account.post({**EVENT, "metadata": {"note": secret}})
+    account.post({**EVENT, "type": secret})
+    account.post(secret.encode())
+    account.post(b'{"type": "custom", "toolName": "x", "metadata": {"%s": 1e999999}}' % secret.encode())
+    account.post(EVENT, X_Request_Id=account.key)
+    service.request("POST", f"{PATH}?key={account.key}", json.dumps(EVENT).encode(), headers)
+    service.request("GET", f"/{account.key}")
+    service.request("POST", PATH, b"", {"Authorization": account.key})
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer {account.key}\r\n\r\n".encode())
+        client.recv(10_000)
+    service.stop()
+    output = service.output()
+    assert account.key[4:] not in output
+    assert secret not in output
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["path"] == PATH] == [200, 400, 400, 400, 200, 200, 401]
+    assert all(line["requestId"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        ("POST /" + "x" * 5000 + " HTTP/1.1", "Host: x", 414),
+        (f"POST {PATH} HTTP/1.1", "Host: x\r\nX: " + "x" * 9000, 431),
+        (f"POST {PATH} HTTP/1.1", "Host: x\r\nX : y", 400),
+        ("nonsense", "Host: x", 400),
+        (f"POST {PATH} HTTP/9.9", "Host: x", 400),
+    ],
+)
+def test_what_is_not_http_is_answered_as_json(service: Service, request_line: str, headers: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(f"{request_line}\r\n{headers}\r\n\r\n".encode())
+        head, _, body = client.recv(10_000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert set(json.loads(body)) == {"error"}
