@@ -94,7 +94,8 @@ curl http://127.0.0.1:{PORT}/api/v1/ingest/raw \\
 
 def main() -> None:
     VAR.mkdir(exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), only_one():
         check_port()
         database = postgres.start(VAR / "postgres")
