@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
 import fasteners
+import psutil
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR: a temporary directory does as well
@@ -32,3 +34,16 @@ def start(data: Path) -> PostgresServer:
 def temporary() -> PostgresServer:
     """A server with a new data directory in the temporary folder: remove `pgdata` after its stop()."""
     return start(Path(tempfile.mkdtemp(prefix="igris-test-")))
+
+
+def crash(server: PostgresServer) -> None:
+    """Kills the server as a failure of the machine would. ensure_postgres_running() starts it again."""
+    postmaster = psutil.Process(server.get_pid())
+    family = [postmaster, *postmaster.children()]
+    postmaster.kill()
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
+        time.sleep(0.01)
+    # until it is reaped, they say that it is running
+    (server.pgdata / "postmaster.pid").unlink()
+    for lock in (server.get_postmaster_info().socket_dir or server.pgdata).glob(".s.PGSQL.*.lock"):
+        lock.unlink()

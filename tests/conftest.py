@@ -47,7 +47,7 @@ def create_database(server_url: str) -> Iterator[Callable[[], str]]:
 def database_url(create_database: Callable[[], str]) -> str:
     """The database of the service that most tests share."""
     url = create_database()
-    Storage(url, 1).init_db()
+    Storage(url, 1, 7).init_db()
     return url
 
 
@@ -76,7 +76,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 
 @pytest.fixture
 def db(database_url: str) -> Iterator[Storage]:
-    storage = Storage(database_url, 1)
+    storage = Storage(database_url, 1, 7)
     yield storage
     storage.close()
 
