@@ -1,5 +1,6 @@
 """Audit events over HTTP. The life of a request: authenticate, load, store, answer."""
 
+import hashlib
 import json
 import logging
 import logging.config
@@ -7,6 +8,7 @@ import math
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,27 +39,55 @@ def authenticate() -> None:
 
 @ingest.post("/api/v1/ingest/raw")
 def ingest_raw() -> Response:
-    """Stores the events of the body, all or none, and answers after the commit."""
-    text, batch = load()
-    if batch.details:
-        raise schemas.InvalidEvents(batch.details)
-    remaining = store().store(g.api_key, text, batch.size)
-    g.ingested = batch.size
-    return answer({"data": {"ingested": batch.size, "rejected": 0}, "meta": {"remainingQuota": remaining}})
+    """Stores the events of the body, all or none, and answers after the commit.
+
+    With `Prefer: handling=lenient` it stores those that are valid, as far as the quota reaches.
+    """
+    body, text, batch = load()
+    lenient = prefers_lenient()
+    valid = batch.valid
+    if batch.faulty and not (lenient and valid):
+        raise schemas.InvalidEvents(batch.details())
+    idempotency_key = read_idempotency_key()
+    receipt = store().store(
+        g.api_key,
+        storage.Request(
+            text,
+            valid,
+            len(batch.events),
+            lenient,
+            idempotency_key,
+            hashlib.sha256(body).digest() if idempotency_key else None,
+        ),
+    )
+    rejected = len(batch.events) - receipt.ingested
+    g.ingested, g.rejected = (0 if receipt.replayed else receipt.ingested), rejected
+    answered: dict[str, Any] = {
+        "data": {"ingested": receipt.ingested, "rejected": rejected},
+        "meta": {"remainingQuota": receipt.remaining},
+    }
+    if rejected:
+        answered["details"] = batch.details(past_quota=valid[receipt.ingested :])
+    headers = [("Preference-Applied", "handling=lenient")] * lenient + [
+        ("Idempotency-Replayed", "true")
+    ] * receipt.replayed
+    return answer(answered, headers=headers)
 
 
-def load() -> tuple[str, schemas.Batch]:
-    """The body's text and the events in it. Raises what the table of refusals names."""
+def load() -> tuple[bytes, str, schemas.Batch]:
+    """The body, its text, and the events in it. Raises what the table of refusals names."""
     if not MEDIA_TYPE.fullmatch(request.mimetype):
         raise UnsupportedMediaType("Content-Type", "Accept", "application/json")
-    if request.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "identity")
-    text, data = schemas.parse_json(read_body())
-    return text, schemas.load(data, current_app.config["MAX_BATCH_EVENTS"])
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip"):
+        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "gzip, identity")
+    body = read_body(gzip=encoding == "gzip")
+    text, data = schemas.parse_json(body)
+    return body, text, schemas.load(data, current_app.config["MAX_BATCH_EVENTS"])
 
 
-def read_body() -> bytes:
-    """The whole body. Raises RequestEntityTooLarge; InvalidJSON if it breaks off or is badly framed."""
+def read_body(*, gzip: bool) -> bytes:
+    """The whole body, inflated. Raises RequestEntityTooLarge; InvalidJSON if it breaks off or is badly framed."""
     limit = current_app.config["MAX_BODY_BYTES"]
     length = request.content_length  # None: it comes in chunks
     if length is not None and length > limit:
@@ -70,7 +100,47 @@ def read_body() -> bytes:
         raise RequestEntityTooLarge
     if length is not None and len(body) < length:
         raise schemas.InvalidJSON("The body breaks off")
-    return body
+    return inflate(body, limit) if gzip else body
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """Inflates gzip (RFC 1952), whose members may be many. Stops as soon as there are more than `limit` bytes."""
+    inflated = bytearray()
+    member = zlib.decompressobj(wbits=31)
+    for start in range(0, len(body), 4096):  # in small pieces: what follows a member is copied at each member's end
+        piece = body[start : start + 4096]
+        while piece:
+            if member.eof:
+                member = zlib.decompressobj(wbits=31)
+            try:
+                inflated += member.decompress(piece, limit - len(inflated) + 1)
+            except zlib.error:
+                raise schemas.InvalidJSON("The body is not gzip") from None
+            if len(inflated) > limit:
+                raise RequestEntityTooLarge
+            piece = member.unused_data
+    if not member.eof:
+        raise schemas.InvalidJSON("The gzip body breaks off")
+    return bytes(inflated)
+
+
+def prefers_lenient() -> bool:
+    """Whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
+    for preference in request.headers.get("Prefer", "").lower().split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip() == "handling":
+            return value.strip().strip('"') == "lenient"
+    return False
+
+
+def read_idempotency_key() -> str | None:
+    """The Idempotency-Key without its quotes, if one was sent. Raises InvalidIdempotencyKey."""
+    sent = request.headers.get("Idempotency-Key")
+    if sent is None:
+        return None
+    if not (match := IDEMPOTENCY_KEY.fullmatch(sent)):
+        raise InvalidIdempotencyKey
+    return match["quoted"] or match["bare"]
 
 
 def store() -> storage.Storage:
@@ -80,6 +150,13 @@ def store() -> storage.Storage:
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
 MEDIA_TYPE = re.compile(r"application/(?:json|.+\+json)")
 REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+
+
+IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
+
+
+class InvalidIdempotencyKey(Exception):
+    """The header is there, and is no key."""
 
 
 probes = Blueprint("probes", __name__)
@@ -168,6 +245,14 @@ REFUSALS: dict[type[Exception], Callable[[Any], Response]] = {
     schemas.InvalidJSON: lambda error: refuse(400, "Invalid JSON", str(error)),
     storage.Unstorable: lambda error: refuse(400, "Invalid JSON", str(error)),
     schemas.InvalidEvents: lambda error: refuse(400, "Validation failed", error.args[0]),
+    InvalidIdempotencyKey: lambda _: refuse(
+        400,
+        "Validation failed",
+        [{"field": "Idempotency-Key", "message": "Must be 1 to 255 printable ASCII characters, quoted or bare"}],
+    ),
+    storage.KeyReused: lambda _: refuse(
+        422, "Idempotency-Key reused", "The key was used with another body: send this one under a key of its own"
+    ),
     storage.QuotaExceeded: lambda error: refuse(
         429,
         "Quota exceeded",
@@ -203,6 +288,7 @@ def end(response: Response) -> Response:
                 "organization": api_key and api_key.org_id,
                 "apiKeyId": api_key and api_key.id,
                 "ingested": g.get("ingested", 0),
+                "rejected": g.get("rejected", 0),
             }
         )
     )
@@ -246,7 +332,9 @@ def create_app() -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.url_map.merge_slashes = False  # else // is answered with a redirect
-    app.extensions["storage"] = storage.Storage(settings["DATABASE_URL"], settings["THREADS"])
+    app.extensions["storage"] = storage.Storage(
+        settings["DATABASE_URL"], settings["THREADS"], settings["IDEMPOTENCY_DAYS"]
+    )
     app.before_request(begin)
     app.after_request(end)
     for exception, refusal in REFUSALS.items():

@@ -55,3 +55,14 @@ CREATE TABLE monthly_usage (
     PRIMARY KEY (org_id, month, slot),
     CONSTRAINT within_quota CHECK (used <= quota)
 ) WITH (fillfactor = 50);  -- room on the page: the row is updated by every request
+
+-- What was answered under an Idempotency-Key, kept in the transaction that stored the events.
+CREATE TABLE idempotency_keys (
+    org_id          text NOT NULL,
+    key             text NOT NULL,
+    fingerprint     bytea NOT NULL,  -- SHA-256 of the body
+    ingested        integer NOT NULL,
+    remaining_quota bigint,
+    expires_at      timestamptz,
+    PRIMARY KEY (org_id, key)
+);

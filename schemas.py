@@ -6,6 +6,7 @@ a bad event, and `faults` asks it first whether an event is bad at all.
 
 import json
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -180,14 +181,35 @@ def _messages(event: Any) -> list[tuple[str, str]]:
 class Batch:
     """The events of a body, in their order."""
 
-    size: int
-    """The number of events, good and bad."""
-    rejected: list[int]
-    """The indexes of the bad ones, ascending."""
-    details: Details
-    """What is wrong with them."""
-    path: str
-    """What stands before an event's index in a field's path: `events.` or nothing."""
+    events: list[Any]
+    faulty: dict[int, int]
+    """The indexes of the events that break rules, ascending, with how many each breaks."""
+    path: str = ""
+    """What a field's path begins with: `events` or nothing."""
+
+    @property
+    def valid(self) -> list[int]:
+        """The indexes of the events that can be stored."""
+        return [index for index in range(len(self.events)) if index not in self.faulty]
+
+    def details(self, past_quota: Collection[int] = (), root: Sequence[str] = (), more: int = 0) -> Details:
+        """What is wrong: with the list itself (`root`), and with each event that is faulty or past the quota.
+
+        Not more than MAX_DETAILS are listed; a last one says how many more there are, and `more` not known here.
+        """
+        details = [_detail(self.path, message) for message in root]
+        unlisted = more
+        for index in sorted({*self.faulty, *past_quota}):
+            if len(details) >= MAX_DETAILS:
+                unlisted += self.faulty.get(index, 1)
+                continue
+            messages = _messages(self.events[index]) if index in self.faulty else [("", "Quota exceeded")]
+            for name, message in messages:
+                details.append(_detail(".".join(filter(None, (self.path, str(index), name))), message))
+        unlisted += max(0, len(details) - MAX_DETAILS)
+        if unlisted:
+            details[MAX_DETAILS:] = [_detail("", f"and {unlisted} more")]
+        return details
 
 
 def parse_json(body: bytes) -> tuple[str, Any]:
@@ -219,40 +241,29 @@ def load(data: Any, max_events: int) -> Batch:
     Raises InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is a bad one.
     """
     if type(data) is dict and "events" in data:
-        data, root = data["events"], "events"
-        if type(data) is not list:
-            raise InvalidEvents([_detail(root, f"Expected array, received {_received(data)}")])
+        events, path = data["events"], "events"
     elif type(data) is list:
-        root = ""
+        events, path = data, ""
     elif faults(data):
         raise InvalidEvents([_detail(name, message) for name, message in _messages(data)])
     else:
-        return Batch(1, [], [], "")
-    path = f"{root}." if root else ""
-
-    details = []
-    if not data:
-        details.append(_detail(root, "Array must contain at least 1 element(s)"))
-    if len(data) > max_events:
-        details.append(_detail(root, f"Array must contain at most {max_events} element(s)"))
-    whole = not details
-
-    rejected = []
-    unlisted = 0
-    for index, event in enumerate(data):
+        return Batch([data], {})
+    if type(events) is not list:
+        raise InvalidEvents([_detail(path, f"Expected array, received {_received(events)}")])
+    faulty: dict[int, int] = {}
+    more = 0
+    for index, event in enumerate(events):
         if count := faults(event):
-            rejected.append(index)
-            if len(details) >= MAX_DETAILS:
-                unlisted += count
-                continue
-            for name, message in _messages(event):
-                details.append(_detail(f"{path}{index}.{name}" if name else f"{path}{index}", message))
-    unlisted += max(0, len(details) - MAX_DETAILS)
-    if unlisted:
-        details[MAX_DETAILS:] = [_detail("", f"and {unlisted} more")]
-    if not whole:
-        raise InvalidEvents(details)
-    return Batch(len(data), rejected, details, path)
+            if index < max_events or len(faulty) < MAX_DETAILS:
+                faulty[index] = count
+            else:  # millions may follow where the limit is 10,000
+                more += count
+    batch = Batch(events, faulty, path)
+    if not events:
+        raise InvalidEvents(batch.details(root=["Array must contain at least 1 element(s)"]))
+    if len(events) > max_events:
+        raise InvalidEvents(batch.details(root=[f"Array must contain at most {max_events} element(s)"], more=more))
+    return batch
 
 
 def _detail(field: str, message: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import select
 import string
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +45,10 @@ class QuotaExceeded(Exception):
         return int(self.args[0])
 
 
+class KeyReused(Exception):
+    """The idempotency key was used with another body."""
+
+
 class Unknown(Exception):
     """There is no such organization or API key."""
 
@@ -53,6 +57,35 @@ class Unknown(Exception):
 class ApiKey:
     id: int
     org_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be stored."""
+
+    body: str
+    """The JSON text as it came: an event, an array of events, or an object whose `events` is one."""
+    valid: list[int]
+    """The indexes of its events that are valid, ascending."""
+    size: int
+    """How many events it has, valid or not."""
+    lenient: bool = False
+    """Store as many as the quota allows, from the first on, and not all or none."""
+    idempotency_key: str | None = None
+    fingerprint: bytes | None = None
+    """What tells the body from another under the same idempotency key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was stored, and committed."""
+
+    ingested: int
+    """The number of events; if it is less than the valid ones, those past the quota are missing."""
+    remaining: int | None
+    """What is left of the month's quota; None: it is unlimited."""
+    replayed: bool = False
+    """It was an earlier request with the same idempotency key that stored them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +112,13 @@ AUTHENTICATE = """
       AND (expires_at IS NULL OR expires_at > now())
 """
 
-# Makes the rows of the events out of the body itself, so that every digit of a number survives, and counts them.
-# One statement, thus one transaction. It stores nothing and returns no row if the key holds no longer. If the quota
-# is used up it stores nothing and returns `used` NULL; or, if the last of it went to another request meanwhile, the
-# CHECK on monthly_usage fails the statement. The usage row is touched last: its lock is what requests wait for.
+# Makes the rows of the events out of the body itself, so that every digit of a number survives, counts them, and keeps
+# the receipt under the idempotency key, if there is one. One statement, thus one transaction.
+#
+# It returns no row if the API key holds no longer, and `used` NULL, nothing stored, if the events don't fit in the
+# quota or the idempotency key was used before. Both are asked of the statement's snapshot. What another request
+# commits meanwhile is caught where they meet: the CHECK on monthly_usage, or the key of idempotency_keys, fails the
+# statement. The usage row is touched as late as can be: until the commit, its lock is what other requests wait for.
 STORE = """
     WITH account AS MATERIALIZED (
         SELECT
@@ -123,13 +159,23 @@ STORE = """
             ),
             coalesce(e.metadata, '{}'),
             now()
-        FROM account a, jsonb_to_recordset(
-            CASE jsonb_typeof(%(body)s::jsonb)
+        FROM account a
+        CROSS JOIN (
+            SELECT CASE jsonb_typeof(%(body)s::jsonb)
                 WHEN 'array' THEN %(body)s::jsonb
                 ELSE coalesce(%(body)s::jsonb -> 'events', jsonb_build_array(%(body)s::jsonb))
-            END
+            END AS events
+        ) body
+        CROSS JOIN jsonb_to_recordset(
+            CASE WHEN %(chosen)s::integer[] IS NULL THEN body.events ELSE (
+                SELECT jsonb_agg(body.events -> i ORDER BY i) FROM unnest(%(chosen)s::integer[]) AS i
+            ) END
         ) AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
-        WHERE a.quota IS NULL OR a.used + %(size)s <= a.quota
+        WHERE (a.quota IS NULL OR a.used + %(count)s <= a.quota)
+          AND NOT EXISTS (
+              SELECT FROM idempotency_keys
+              WHERE org_id = %(org_id)s AND key = %(idempotency_key)s
+          )
         RETURNING 1
     ), counted AS (
         INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
@@ -139,10 +185,40 @@ STORE = """
         ON CONFLICT (org_id, month, slot) DO UPDATE
             SET used = u.used + excluded.used, quota = excluded.quota
         RETURNING u.used, u.quota - u.used AS remaining
+    ), kept AS (
+        INSERT INTO idempotency_keys (org_id, key, fingerprint, ingested, remaining_quota, expires_at)
+        SELECT
+            %(org_id)s,
+            %(idempotency_key)s,
+            %(fingerprint)s,
+            %(count)s,
+            c.remaining,
+            now() + make_interval(days => %(idempotency_days)s)
+        FROM counted c
+        WHERE %(idempotency_key)s::text IS NOT NULL
     )
     SELECT c.used, c.remaining
     FROM account a
     LEFT JOIN counted c ON true
+"""
+
+# The receipt that is kept under an idempotency key, and whether its time is over.
+KEPT = """
+    SELECT fingerprint, ingested, remaining_quota, coalesce(expires_at <= now(), false) AS expired
+    FROM idempotency_keys
+    WHERE org_id = %(org_id)s AND key = %(idempotency_key)s
+"""
+
+FORGET = """
+    DELETE FROM idempotency_keys
+    WHERE org_id = %(org_id)s AND key = %(idempotency_key)s AND expires_at <= now()
+"""
+
+# Makes everybody else who stores for a limited organization wait until this transaction ends.
+LOCK_USAGE = """
+    INSERT INTO monthly_usage AS u (org_id, month, slot, used)
+    VALUES (%(org_id)s, date_trunc('month', now() AT TIME ZONE 'UTC')::date, 0, 0)
+    ON CONFLICT (org_id, month, slot) DO UPDATE SET used = u.used
 """
 
 # An organization's quota and what it used of it this month.
@@ -161,17 +237,57 @@ QUOTA = """
 """
 
 
+KEY_ALPHABET = string.ascii_letters + string.digits
+
+# The timeouts of a request, each longer than those before it; the README has them in one table with nginx's.
+CONNECT_TIMEOUT = 3
+"""Seconds to reach PostgreSQL."""
+POOL_TIMEOUT = 2
+"""Seconds that a request waits for a connection. There is one for each thread, so it waits only while PostgreSQL
+is away or has just come back."""
+LOCK_TIMEOUT = 3
+STATEMENT_TIMEOUT = 8
+"""Seconds after which PostgreSQL gives up waiting for a lock, and a statement."""
+ANSWER_TIMEOUT = 10
+"""Seconds after which we give up on PostgreSQL."""
+TIMEOUTS = (
+    f"-c lock_timeout={LOCK_TIMEOUT}s -c statement_timeout={STATEMENT_TIMEOUT}s "
+    f"-c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT}s"
+)
+
+ATTEMPTS = 10
+"""How often a request is tried that others keep overtaking; the second time succeeds as a rule."""
+
+UNREACHABLE = 10
+"""Seconds after a failed attempt to connect in which PostgreSQL is taken to be away still ..."""
+POOL_TIMEOUT_UNREACHABLE = 0.1
+"""... and a request waits only this long for the attempt that it starts."""
+
+
+class _ImpatientConnection(psycopg.Connection[Any]):
+    """Waits ANSWER_TIMEOUT for an answer, not for ever: a server that is stopped obeys no statement_timeout."""
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, ANSWER_TIMEOUT if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            self.close()
+            raise
+
+
 class Storage:
     """The service's PostgreSQL. Every method raises Unavailable if it can't be used now.
 
     The pool opens at the first request, after gunicorn's fork. Commands use a connection of their own.
     """
 
-    def __init__(self, database_url: str, connections: int) -> None:
-        self._conninfo = make_conninfo(database_url, **_defaults(database_url))
+    def __init__(self, database_url: str, connections: int, idempotency_days: int) -> None:
+        self._idempotency_days = idempotency_days
+        self._conninfo = _conninfo(database_url)
         self._unreachable_until = 0.0
         self._pool = ConnectionPool(
-            self._conninfo,
+            _conninfo(database_url, TIMEOUTS),
+            connection_class=_ImpatientConnection,
             kwargs={"autocommit": True, "prepare_threshold": 0},
             open=False,
             min_size=connections,
@@ -196,24 +312,35 @@ class Storage:
             raise Unauthorized
         return ApiKey(*row)
 
-    def store(self, key: ApiKey, body: str, size: int) -> int | None:
-        """Stores the `size` events of a valid body, the JSON text that came from the client, and counts them.
+    def store(self, key: ApiKey, request: Request) -> Receipt:
+        """Stores the valid events of a request and counts them, in one transaction that is committed on return.
 
-        Returns what is left of the month's quota after the commit; None: it is unlimited.
-        Raises Unauthorized, QuotaExceeded and Unstorable; then nothing is stored.
+        Raises Unauthorized, QuotaExceeded, KeyReused and Unstorable; then nothing is stored.
         """
-        parameters = {"org_id": key.org_id, "api_key_id": key.id, "body": _jsonb_text(body), "size": size}
+        parameters = {
+            "org_id": key.org_id,
+            "api_key_id": key.id,
+            "body": _jsonb_text(request.body),
+            "chosen": None if len(request.valid) == request.size else request.valid,
+            "idempotency_key": request.idempotency_key,
+            "fingerprint": request.fingerprint,
+            "idempotency_days": self._idempotency_days,
+        }
+        attempt = _store
         with self._connection() as connection:
-            try:
-                row = connection.execute(STORE, parameters).fetchone()
-            except psycopg.errors.CheckViolation:
-                row = (None, None)
-            if row is None:
-                raise Unauthorized
-            used, remaining = row
-            if used is None:
-                raise QuotaExceeded(_quota(connection, key.org_id).remaining)
-        return remaining  # type: ignore[no-any-return]
+            for _ in range(ATTEMPTS):
+                with suppress(psycopg.errors.CheckViolation, psycopg.errors.UniqueViolation):
+                    if receipt := attempt(connection, parameters, request.valid):
+                        return receipt
+                if request.idempotency_key and (kept := _kept(connection, parameters)):
+                    return kept
+                remaining = _quota(connection, key.org_id).remaining
+                if remaining is None or remaining >= len(request.valid):
+                    continue  # it was changed just now, or a key that had expired was in the way
+                if remaining == 0 or not request.lenient:
+                    raise QuotaExceeded(remaining)
+                attempt = _store_what_fits
+        raise Unavailable("the quota changes faster than the request can be stored")
 
     def check_ready(self) -> None:
         """Raises Unavailable, saying why in words fit for strangers, unless the schema is there and of this version."""
@@ -306,7 +433,7 @@ class Storage:
     # Connections, and what can go wrong with them
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self) -> Iterator[_ImpatientConnection]:
         """A connection of the pool; a statement on it is a transaction."""
         try:
             connection = self._take()
@@ -317,7 +444,7 @@ class Storage:
         except psycopg.Error as error:
             _raise_translated(error)
 
-    def _take(self) -> Connection:
+    def _take(self) -> _ImpatientConnection:
         if self._pool.closed:
             self._pool.open()
         unreachable = time.monotonic() < self._unreachable_until
@@ -344,19 +471,6 @@ class Storage:
             _raise_translated(error)
 
 
-KEY_ALPHABET = string.ascii_letters + string.digits
-
-CONNECT_TIMEOUT = 3
-"""Seconds to reach PostgreSQL."""
-POOL_TIMEOUT = 2
-"""Seconds that a request waits for a connection. There is one for each thread, so it waits only while PostgreSQL
-is away or has just come back."""
-UNREACHABLE = 10
-"""Seconds after a failed attempt to connect in which PostgreSQL is taken to be away still ..."""
-POOL_TIMEOUT_UNREACHABLE = 0.1
-"""... and a request waits only this long for the attempt that it starts."""
-
-
 def database_url(text: str) -> str:
     """The text itself, if it is a connection URL or string of PostgreSQL. Raises ValueError, without the text."""
     try:
@@ -366,15 +480,16 @@ def database_url(text: str) -> str:
     return text
 
 
-def _defaults(database_url: str) -> dict[str, Any]:
-    """The connection parameters that are ours unless the URL sets them."""
+def _conninfo(database_url: str, options: str = "") -> str:
+    """The URL, with connection parameters of ours where it sets none; server options of its own come last and win."""
     given = conninfo_to_dict(database_url)
-    defaults = {
+    defaults: dict[str, Any] = {
         "application_name": "igris-ingest",
         "client_encoding": "UTF8",
         "connect_timeout": CONNECT_TIMEOUT,
     }
-    return {name: value for name, value in defaults.items() if name not in given}
+    options = f"{options} {given.get('options', '')}".strip()
+    return make_conninfo(database_url, **{**defaults, **given, **({"options": options} if options else {})})
 
 
 def _raise_translated(error: psycopg.Error) -> NoReturn:
@@ -412,6 +527,37 @@ def _one(cursor: psycopg.Cursor[Any]) -> Any:
     row = cursor.fetchone()
     assert row is not None
     return row
+
+
+def _store(connection: Connection, parameters: dict[str, Any], chosen: list[int]) -> Receipt | None:
+    """Stores the chosen events. None: the quota or the idempotency key is in the way; so says an IntegrityError too."""
+    row = connection.execute(STORE, {**parameters, "count": len(chosen)}).fetchone()
+    if row is None:
+        raise Unauthorized
+    used, remaining = row
+    return None if used is None else Receipt(len(chosen), remaining)
+
+
+def _store_what_fits(connection: Connection, parameters: dict[str, Any], chosen: list[int]) -> Receipt | None:
+    """Stores as many of the chosen events as the quota has room for; other requests wait meanwhile."""
+    with connection.transaction():
+        connection.execute(LOCK_USAGE, parameters)
+        fitting = chosen[: _quota(connection, parameters["org_id"]).remaining]
+        return _store(connection, {**parameters, "chosen": fitting}, fitting) if fitting else None
+
+
+def _kept(connection: Connection, parameters: dict[str, Any]) -> Receipt | None:
+    """The receipt of an earlier request with the same idempotency key. Raises KeyReused."""
+    row = connection.execute(KEPT, parameters).fetchone()
+    if row is None:
+        return None
+    fingerprint, ingested, remaining, expired = row
+    if expired:
+        connection.execute(FORGET, parameters)
+        return None
+    if fingerprint != parameters["fingerprint"]:
+        raise KeyReused
+    return Receipt(ingested, remaining, replayed=True)
 
 
 def _quota(connection: Connection, org_id: str) -> Quota:

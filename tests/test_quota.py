@@ -95,7 +95,11 @@ def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
                 "org_id": api_key.org_id,
                 "api_key_id": api_key.id,
                 "body": '{"type": "custom", "toolName": "x"}',
-                "size": 1,
+                "chosen": None,
+                "count": 1,
+                "idempotency_key": None,
+                "fingerprint": None,
+                "idempotency_days": 7,
             },
         )
         assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8

@@ -1,0 +1,85 @@
+"""Content-Encoding: gzip."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from bench.memory import high_water_mark
+from tests.service import EVENT, Account, Service, assert_refused
+
+BODY = json.dumps(EVENT).encode()
+GZIP = {"Content_Encoding": "gzip"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(BODY),
+        gzip.compress(BODY[:10]) + gzip.compress(BODY[10:]),
+        gzip.compress(b"") * 300 + gzip.compress(BODY) + gzip.compress(b""),
+        b"".join(gzip.compress(bytes([byte])) for byte in BODY),
+    ],
+)
+def test_it_is_inflated_with_all_its_members(account: Account, body: bytes) -> None:
+    assert account.post(body, **GZIP).status == 200
+    assert account.post(iter([body[:7], body[7:]]), Content_Encoding="GZIP").status == 200
+    assert account.rows("tool_name") == [("generate_report",)] * 2
+
+
+def test_identity_is_no_encoding(account: Account) -> None:
+    assert account.post(EVENT, Content_Encoding="identity").status == 200
+
+
+def test_a_large_batch_is_inflated_whole(account: Account) -> None:
+    chance = os.urandom(3_000_000).hex()
+    body = gzip.compress(json.dumps({**EVENT, "metadata": {"text": chance}}).encode())
+    assert account.post(body, **GZIP).status == 200
+    assert account.rows("metadata ->> 'text'") == [(chance,)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        BODY,
+        gzip.compress(BODY)[:-1],
+        gzip.compress(BODY)[:20],
+        gzip.compress(BODY) + b"x",
+        gzip.compress(BODY) + gzip.compress(BODY)[:8],
+        gzip.compress(BODY)[:-8] + b"\0" * 8,
+        gzip.compress(gzip.compress(BODY)),
+    ],
+)
+def test_what_is_broken_is_refused(account: Account, body: bytes) -> None:
+    assert_refused(account.post(body, **GZIP), 400, "Invalid JSON", account)
+
+
+def test_the_limit_is_that_of_the_inflated_body(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    account = new_account(service=start_service(MAX_BODY_BYTES=1000))
+    assert account.post(gzip.compress(BODY.ljust(1000)), **GZIP).status == 200
+    assert_refused(account.post(gzip.compress(BODY.ljust(1001)), **GZIP), 413, "Payload too large")
+    halves = gzip.compress(BODY.ljust(600)) + gzip.compress(b" " * 401)
+    assert_refused(account.post(halves, **GZIP), 413, "Payload too large")
+    assert_refused(account.post(gzip.compress(os.urandom(1000)), **GZIP), 413, "Payload too large")
+    assert account.count() == 1
+
+
+def test_a_bomb_takes_no_more_memory_than_the_limit(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    limit = 4 * 2**20
+    service = start_service(MAX_BODY_BYTES=limit, WEB_CONCURRENCY=1)
+    account = new_account(service=service)
+    account.post(EVENT)
+    [worker] = psutil.Process(service.process.pid).children()
+    bomb = gzip.compress(b" " * 50_000_000)
+    peak_before = high_water_mark(worker)
+    assert_refused(account.post(bomb, **GZIP), 413, "Payload too large")
+    # the body as sent, the inflated part of it, and its next size as it grows
+    assert high_water_mark(worker) - peak_before < 2.5 * limit

@@ -1,0 +1,117 @@
+"""Prefer: handling=lenient stores what can be stored of a batch."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.service import EVENT, Account, assert_refused, at_once
+
+LENIENT = {"Prefer": "handling=lenient"}
+
+
+def test_the_valid_events_are_stored_and_the_others_told(account: Account) -> None:
+    body = b"""{"events": [
+        {"type": "custom", "toolName": "a", "metadata": {"n": 12345678901234567890.123456789}},
+        {"type": "custom"},
+        {"type": "custom", "toolName": "\\u0000", "timestamp": "2026-03-19T10:00:00.123456789Z"},
+        7,
+        {"type": "nope", "toolName": "", "timestamp": "yesterday", "metadata": []},
+        {"type": "custom", "toolName": "c"}
+    ]}"""
+    answer = account.post(body, **LENIENT)
+    assert answer.status == 200
+    assert answer.headers["Preference-Applied"] == "handling=lenient"
+    assert answer.json["data"] == {"ingested": 3, "rejected": 3}
+    assert answer.json["meta"] == {"remainingQuota": 49_997}
+    fields = [detail["field"] for detail in answer.json["details"]]
+    assert fields == [
+        "events.1.toolName",
+        "events.3",
+        "events.4.type",
+        "events.4.toolName",
+        "events.4.timestamp",
+        "events.4.metadata",
+    ]
+    assert account.rows("tool_name, metadata ->> 'n'") == [
+        ("a", "12345678901234567890.123456789"),
+        ("\ufffd", None),
+        ("c", None),
+    ]
+    assert account.used() == 3
+
+
+def test_a_batch_without_faults_has_no_details(account: Account) -> None:
+    answer = account.post([EVENT] * 2, **LENIENT)
+    assert answer.headers["Preference-Applied"] == "handling=lenient"
+    assert answer.json == {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}}
+
+
+def test_it_stores_as_far_as_the_quota_reaches(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=3)
+    events = [{**EVENT, "toolName": str(i)} for i in range(7)]
+    events[1] = {}
+    answer = account.post({"events": events}, **LENIENT)
+    assert answer.json == {
+        "data": {"ingested": 3, "rejected": 4},
+        "meta": {"remainingQuota": 0},
+        "details": [
+            {"field": "events.1.type", "message": "Required"},
+            {"field": "events.1.toolName", "message": "Required"},
+            {"field": "events.4", "message": "Quota exceeded"},
+            {"field": "events.5", "message": "Quota exceeded"},
+            {"field": "events.6", "message": "Quota exceeded"},
+        ],
+    }
+    assert account.rows("tool_name") == [("0",), ("2",), ("3",)]
+    assert_refused(account.post(events, **LENIENT), 429, "Quota exceeded")
+    assert account.count() == account.used() == 3
+
+
+def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=100)
+    answers = at_once(24, lambda _: account.post([EVENT] * 7, **LENIENT))
+    assert {answer.status for answer in answers} <= {200, 429}
+    assert sum(answer.json["data"]["ingested"] for answer in answers if answer.status == 200) == 100
+    assert account.count() == account.used() == 100
+
+
+def test_if_none_is_valid_it_is_refused_as_without(account: Account) -> None:
+    bodies: list[object] = [[{}, 1], {"events": []}, {"type": "custom"}, [EVENT] * 10_001, {"events": {}}]
+    for body in bodies:
+        assert_refused(account.post(body, **LENIENT), 400, "Validation failed", account)
+
+
+@pytest.mark.parametrize(
+    ("preference", "applied"),
+    [
+        ("handling=lenient", True),
+        ('respond-async, wait=10, Handling="Lenient"; foo', True),
+        ("handling = lenient", True),
+        ("handling=strict", False),
+        ("handling=strict, handling=lenient", False),
+        ("handling", False),
+        ("lenient", False),
+        ("", False),
+    ],
+)
+def test_the_header_is_read_as_rfc_7240_says(account: Account, preference: str, applied: bool) -> None:
+    answer = account.post([EVENT, {}], Prefer=preference)
+    assert answer.status == (200 if applied else 400)
+    assert account.count() == applied
+
+
+def test_a_retry_of_a_partial_batch_is_answered_the_same(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=3)
+    events = [EVENT, {}, EVENT, EVENT, EVENT]
+    first = account.post(events, **LENIENT, Idempotency_Key="a")
+    assert first.json["data"] == {"ingested": 3, "rejected": 2}
+    again = account.post(events, **LENIENT, Idempotency_Key="a")
+    assert (again.body, again.headers["Idempotency-Replayed"]) == (first.body, "true")
+    assert account.count() == account.used() == 3
+
+
+def test_16_identical_partial_batches_at_once_store_once(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=20)
+    answers = at_once(16, lambda _: account.post([EVENT, {}] * 15, **LENIENT, Idempotency_Key="a"))
+    assert len({(answer.status, answer.body) for answer in answers}) == 1
+    assert account.count() == account.used() == 15

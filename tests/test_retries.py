@@ -1,0 +1,108 @@
+"""Idempotency-Key: a retried request stores nothing twice, and is answered as it was."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from storage import Storage
+from tests.service import EVENT, Account, Answer, assert_refused, at_once
+
+
+def is_replayed(answer: Answer) -> bool:
+    return answer.headers.get("Idempotency-Replayed") == "true"
+
+
+def test_a_retry_is_answered_the_same_and_stores_nothing(account: Account) -> None:
+    first = account.post([EVENT] * 3, Idempotency_Key="a-1")
+    assert (first.status, is_replayed(first)) == (200, False)
+    account.post(EVENT)
+    again = account.post([EVENT] * 3, Idempotency_Key="a-1")
+    assert (again.status, again.body, is_replayed(again)) == (200, first.body, True)
+    assert account.count() == account.used() == 4
+
+
+@pytest.mark.parametrize("quota", [None, 50_000, 1])
+def test_16_identical_requests_at_once_store_once(new_account: Callable[..., Account], quota: int | None) -> None:
+    account = new_account(quota=quota)
+    answers = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1
+    assert sum(map(is_replayed, answers)) == 15
+    assert account.count() == account.used() == 1
+
+
+def test_another_body_under_the_key_is_refused(account: Account) -> None:
+    account.post(EVENT, Idempotency_Key="a")
+    for body in ([EVENT], {**EVENT, "action": "deny"}, json.dumps(EVENT).encode() + b" "):
+        assert_refused(account.post(body, Idempotency_Key="a"), 422, "Idempotency-Key reused")
+    assert account.count() == account.used() == 1
+
+
+def test_of_two_bodies_at_once_under_a_key_one_is_stored(account: Account) -> None:
+    bodies = [[EVENT], [EVENT, EVENT]] * 8
+    answers = at_once(16, lambda i: account.post(bodies[i], Idempotency_Key="race"))
+    assert sorted(answer.status for answer in answers) == [200] * 8 + [422] * 8
+    assert (
+        account.count()
+        == account.used()
+        == next(answer.json["data"]["ingested"] for answer in answers if answer.status == 200)
+    )
+
+
+def test_a_key_belongs_to_an_organization(new_account: Callable[..., Account]) -> None:
+    for account in (new_account(), new_account()):
+        answer = account.post(EVENT, Idempotency_Key="shared")
+        assert (answer.status, is_replayed(answer), account.count()) == (200, False, 1)
+
+
+def test_quotes_are_not_part_of_the_key(account: Account) -> None:
+    account.post(EVENT, Idempotency_Key='"a key"')
+    assert is_replayed(account.post(EVENT, Idempotency_Key="a key"))
+
+
+@pytest.mark.parametrize("key", ["", '""', '"open', "x" * 256, "é", "a\tb"])
+def test_a_malformed_key_is_refused(account: Account, key: str) -> None:
+    body = assert_refused(account.post(EVENT, Idempotency_Key=key), 400, "Validation failed", account)
+    assert body["details"][0]["field"] == "Idempotency-Key"
+
+
+@pytest.mark.parametrize("key", ["x" * 255, '"' + "x" * 255 + '"', "!", "ig_" + "x" * 40, "'; DROP TABLE api_keys; --"])
+def test_any_printable_key_works(account: Account, key: str) -> None:
+    account.post(EVENT, Idempotency_Key=key)
+    assert is_replayed(account.post(EVENT, Idempotency_Key=key))
+    assert account.count() == 1
+
+
+def test_refusals_are_not_kept(new_account: Callable[..., Account], db: Storage) -> None:
+    account = new_account(quota=1)
+    assert_refused(account.post({}, Idempotency_Key="a"), 400, "Validation failed", account)
+    assert_refused(account.post([EVENT] * 2, Idempotency_Key="a"), 429, "Quota exceeded", account)
+    db.set_quota(account.org_id, 2)
+    answer = account.post([EVENT] * 2, Idempotency_Key="a")
+    assert (answer.status, is_replayed(answer)) == (200, False)
+
+
+def test_a_retry_is_answered_when_the_quota_is_used_up(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=2)
+    first = account.post([EVENT] * 2, Idempotency_Key="last")
+    again = account.post([EVENT] * 2, Idempotency_Key="last")
+    assert (again.status, again.body, is_replayed(again)) == (200, first.body, True)
+
+
+def test_a_key_is_forgotten_when_its_days_are_over(account: Account) -> None:
+    account.post(EVENT, Idempotency_Key="old")
+    [[days]] = account.execute(
+        "SELECT expires_at - now() < '7 days' FROM idempotency_keys WHERE org_id = %s", account.org_id
+    )
+    assert days
+    account.execute("UPDATE idempotency_keys SET expires_at = now() WHERE org_id = %s", account.org_id)
+    answers = [account.post({**EVENT, "action": "deny"}, Idempotency_Key="old") for _ in range(2)]
+    assert [is_replayed(answer) for answer in answers] == [False, True]
+    assert account.count() == account.used() == 2
+
+
+def test_a_revoked_key_replays_nothing(account: Account, db: Storage) -> None:
+    account.post(EVENT, Idempotency_Key="a")
+    db.revoke_key(db.keys(account.org_id)[0]["id"])
+    assert_refused(account.post(EVENT, Idempotency_Key="a"), 401, "Unauthorized")
