@@ -2,6 +2,8 @@
 
 import json
 import secrets
+import socket
+import struct
 from typing import Any
 
 from gunicorn import util
@@ -10,6 +12,9 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from config import load
 
+CLIENT_TIMEOUT = 10
+"""Seconds without a byte from a client, or taken by it."""
+
 _settings = load()  # here too, so that a senseless value stops the start and not each worker
 
 
@@ -17,7 +22,13 @@ class Worker(ThreadWorker):
     """gthread: keeps connections alive, and serves others while one waits for its commit.
 
     What its parser refuses is answered as JSON, and logged without the client's words: they may hold a key.
+    A client that stops in the middle of sending or receiving is waited for no longer than CLIENT_TIMEOUT.
     """
+
+    def enqueue_req(self, conn: Any) -> None:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # they hold whatever gunicorn makes of the socket
+            conn.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_TIMEOUT, 0))
+        super().enqueue_req(conn)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         status, error = 500, "Internal server error"
