@@ -1,4 +1,4 @@
-.PHONY: help run test lint
+.PHONY: help run test lint fuzz crash-test
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -12,6 +12,12 @@ run: .venv/installed ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of it
 
 test: .venv/installed ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
 	.venv/bin/python -m pytest
+
+fuzz: .venv/installed ## Send what no client should, for MINUTES (5) a test
+	FUZZ_MINUTES=$(or $(MINUTES),5) .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/test_fuzz.py
+
+crash-test: .venv/installed ## Kill workers and PostgreSQL under load for SECONDS (120), and count what was lost
+	CRASH_SECONDS=$(or $(SECONDS),120) .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/test_outages.py -k kills
 
 lint: .venv/installed ## Check style and types
 	.venv/bin/ruff check .
