@@ -1,0 +1,51 @@
+"""deploy/roles.sql: the role that serves can't read, change or delete events."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from storage import Storage
+from tests.service import EVENT, ROOT, Account, Service
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_the_service_works_with_the_least_of_privileges(
+    create_database: Callable[[], str], start_service: Callable[..., Service]
+) -> None:
+    owner_url = create_database()
+    owner = Storage(owner_url, 1, 7)
+    owner.init_db()
+    for _ in range(2):
+        script = ["psql", owner_url, "-v", "ON_ERROR_STOP=1", "-v", "password=secret", "-f", "deploy/roles.sql"]
+        subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+    web_url = make_conninfo(owner_url, user="igris_web", password="secret")
+    owner.create_organization("acme", 5)
+    account = Account(start_service(web_url), "acme", owner.create_key("acme", None, None))
+
+    assert account.service.get("/readyz").status == 200
+    assert account.post(EVENT).status == 200
+    assert account.post([EVENT, {}] * 3, Prefer="handling=lenient").json["data"]["ingested"] == 3
+    with psycopg.connect(owner_url) as connection:
+        connection.execute("UPDATE idempotency_keys SET expires_at = now()")
+    for replayed in (None, "true"):
+        assert account.post(EVENT, Idempotency_Key="a").headers.get("Idempotency-Replayed") == replayed
+    assert account.post(EVENT).status == 429
+
+    for statement in (
+        "SELECT * FROM audit_events",
+        "DELETE FROM audit_events",
+        "UPDATE audit_events SET action = 'allow'",
+        "TRUNCATE audit_events",
+        "UPDATE api_keys SET revoked_at = NULL",
+        "UPDATE organizations SET monthly_quota = NULL",
+        "DELETE FROM monthly_usage",
+        "DROP TABLE audit_events",
+    ):
+        with psycopg.connect(web_url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement.encode())
+    with psycopg.connect(owner_url) as connection:
+        assert connection.execute("SELECT count(*) FROM audit_events").fetchone() == (5,)
