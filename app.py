@@ -15,6 +15,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, has_request_context, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.http import parse_list_header
 
 import cli
 import config
@@ -24,17 +25,36 @@ import storage
 log = logging.getLogger("igris")
 access_log = logging.getLogger("igris.access")
 
+API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
+MEDIA_TYPE = re.compile(r"application/(?:json|.+\+json)")
+REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
+
 ingest = Blueprint("ingest", __name__)
 
 
 @ingest.before_request
 def authenticate() -> None:
     """Before the body is read: a stranger's is not worth it."""
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    g.api_key_sent = scheme.lower() == "bearer" and bool(key.strip())
-    if not g.api_key_sent or not API_KEY.fullmatch(key.strip()):
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    key = sent.strip()
+    g.key_sent = scheme.lower() == "bearer" and key != ""
+    if not g.key_sent or not API_KEY.fullmatch(key):
         raise storage.Unauthorized
-    g.api_key = store().authenticate(key.strip())
+    g.api_key = store().identify(key)
+    g.key = key
+
+
+@ingest.after_request
+def authenticate_again(response: Response) -> Response:
+    """A key known from memory may have been revoked. Storing asks for that, so only a refusal is left to check."""
+    if response.status_code < 400 or response.status_code == 503 or "key" not in g:
+        return response
+    try:
+        store().authenticate(g.key)
+    except (storage.Unauthorized, storage.Unavailable) as error:
+        return REFUSALS[type(error)](error)
+    return response
 
 
 @ingest.post("/api/v1/ingest/raw")
@@ -52,7 +72,7 @@ def ingest_raw() -> Response:
     receipt = store().store(
         g.api_key,
         storage.Request(
-            text,
+            f"[{text}]" if batch.single else text,
             valid,
             len(batch.events),
             lenient,
@@ -126,7 +146,7 @@ def inflate(body: bytes, limit: int) -> bytes:
 
 def prefers_lenient() -> bool:
     """Whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
-    for preference in request.headers.get("Prefer", "").lower().split(","):
+    for preference in parse_list_header(request.headers.get("Prefer", "").lower()):
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip() == "handling":
             return value.strip().strip('"') == "lenient"
@@ -143,20 +163,16 @@ def read_idempotency_key() -> str | None:
     return match["quoted"] or match["bare"]
 
 
-def store() -> storage.Storage:
-    return current_app.extensions["storage"]  # type: ignore[no-any-return]
-
-
-API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
-MEDIA_TYPE = re.compile(r"application/(?:json|.+\+json)")
-REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
-
-
-IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
+class UnsupportedMediaType(Exception):
+    """A header has a value that is not understood. Arguments: its name, the header that says what is, and that."""
 
 
 class InvalidIdempotencyKey(Exception):
     """The header is there, and is no key."""
+
+
+def store() -> storage.Storage:
+    return current_app.extensions["storage"]  # type: ignore[no-any-return]
 
 
 probes = Blueprint("probes", __name__)
@@ -176,10 +192,6 @@ def readyz() -> Response:
     except storage.Unavailable as error:
         return answer({"status": "unavailable", "reason": str(error)}, 503)
     return answer({"status": "ok"})
-
-
-class UnsupportedMediaType(Exception):
-    """A header has a value that is not understood. Arguments: its name, the header that says what is, and that."""
 
 
 def refuse(
@@ -229,7 +241,7 @@ REFUSALS: dict[type[Exception], Callable[[Any], Response]] = {
     storage.Unauthorized: lambda _: refuse(
         401,
         "Unauthorized",
-        headers=[("WWW-Authenticate", 'Bearer realm="igris"' + ', error="invalid_token"' * g.api_key_sent)],
+        headers=[("WWW-Authenticate", 'Bearer realm="igris"' + ', error="invalid_token"' * g.key_sent)],
     ),
     UnsupportedMediaType: lambda error: refuse(
         415,
@@ -281,7 +293,7 @@ def end(response: Response) -> Response:
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "requestId": g.request_id,
                 "method": request.method,
-                "path": API_KEY.sub("ig_...", request.path),
+                "path": request.url_rule and request.url_rule.rule,  # another path may hold a key
                 "status": response.status_code,
                 "ms": round((time.perf_counter() - g.began) * 1000, 2),
                 "bytes": request.content_length,

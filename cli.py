@@ -31,12 +31,12 @@ def db() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
 
 
-class Organization(click.ParamType[str]):
-    name = "organization"
+class Name(click.ParamType[str]):
+    name = "name"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not (0 < len(value) <= 255 and value.isprintable() and value == value.strip()):
-            self.fail("an organization's name has 1 to 255 printable characters", param, ctx)
+            self.fail("must have 1 to 255 printable characters, and no space at either end", param, ctx)
         return value
 
 
@@ -57,15 +57,15 @@ class Quota(click.ParamType[tuple[int | None]]):
 def init_db() -> None:
     """Create or upgrade the schema. Safe to run again."""
     db().init_db()
-    click.echo("the schema is there", err=True)
+    click.echo("the schema is ready", err=True)
 
 
 keys = AppGroup("keys", help="API keys: create, list, revoke.")
 
 
 @keys.command("create", with_appcontext=False)
-@click.argument("org", type=Organization())
-@click.option("--label", help="What the key is for.")
+@click.argument("org", type=Name())
+@click.option("--label", type=Name(), help="What the key is for.")
 @click.option("--expires-in-days", type=click.IntRange(1, 36500), help="The default is: never.")
 @click.option("--monthly-quota", type=Quota(), help="Sets the organization's quota: a number of events, or unlimited.")
 @command
@@ -78,7 +78,7 @@ def create_key(org: str, label: str | None, expires_in_days: int | None, monthly
 
 
 @keys.command("list", with_appcontext=False)
-@click.argument("org", type=Organization(), required=False)
+@click.argument("org", type=Name(), required=False)
 @command
 def list_keys(org: str | None) -> None:
     """List all keys, or those of ORG. A key itself is never shown."""
@@ -95,7 +95,7 @@ def revoke_key(key_id: int) -> None:
 
 
 @click.command("quota")
-@click.argument("org", type=Organization())
+@click.argument("org", type=Name())
 @click.argument("monthly_quota", metavar="[N|unlimited]", type=Quota(), required=False)
 @command
 def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:

@@ -18,7 +18,7 @@ class Setting(NamedTuple):
 
 def _integer(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
+        if not text.isdecimal() or len(text) > 18 or not least <= int(text) <= most:
             raise ValueError(f"must be a whole number from {least} to {most}")
         return int(text)
 
@@ -59,7 +59,7 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     for name, default, parse, _ in SETTINGS:
         text = environ.get(name) or default
         if text is None:
-            raise SystemExit(f"igris-ingest: {name} is not set; `make run` starts a PostgreSQL and sets it")
+            raise SystemExit(f"igris-ingest: {name} is not set: name a PostgreSQL, or let `make run` start one")
         try:
             values[name] = parse(text)
         except ValueError as error:

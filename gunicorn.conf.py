@@ -67,3 +67,4 @@ reuse_port = True  # a socket for each worker, else one worker may get nearly al
 accesslog = None  # the application writes a line for each request itself
 loglevel = _settings["LOG_LEVEL"]
 control_socket_disable = True
+forwarder_headers = ""  # else SCRIPT_NAME of a request would change its path

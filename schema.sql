@@ -63,6 +63,6 @@ CREATE TABLE idempotency_keys (
     fingerprint     bytea NOT NULL,  -- SHA-256 of the body
     ingested        integer NOT NULL,
     remaining_quota bigint,
-    expires_at      timestamptz,
+    expires_at      timestamptz NOT NULL,
     PRIMARY KEY (org_id, key)
 );

@@ -119,11 +119,16 @@ class _Instant(_Rule):
                 instant = datetime.fromisoformat(value)
                 if 1 < instant.year < 9999:
                     return None
-                if instant.astimezone(UTC) < _LAST_INSTANT or not re.search(r"\.999999[5-9]", value):
+                if instant.astimezone(UTC) < _LAST_INSTANT or not self._rounds_up(value):
                     return None
             except (ValueError, OverflowError):
                 pass
         return "Invalid datetime"
+
+    def _rounds_up(self, value: str) -> bool:
+        """Whether PostgreSQL takes the fraction of the second for a whole one; it computes in floating point too."""
+        fraction = re.search(r"\.\d+", value)
+        return fraction is not None and round(float(fraction[0]) * 1_000_000) == 1_000_000
 
 
 class _Object(_Rule):
@@ -186,6 +191,8 @@ class Batch:
     """The indexes of the events that break rules, ascending, with how many each breaks."""
     path: str = ""
     """What a field's path begins with: `events` or nothing."""
+    single: bool = False
+    """The body is the event itself, in no list."""
 
     @property
     def valid(self) -> list[int]:
@@ -247,7 +254,7 @@ def load(data: Any, max_events: int) -> Batch:
     elif faults(data):
         raise InvalidEvents([_detail(name, message) for name, message in _messages(data)])
     else:
-        return Batch([data], {})
+        return Batch([data], {}, single=True)
     if type(events) is not list:
         raise InvalidEvents([_detail(path, f"Expected array, received {_received(events)}")])
     faulty: dict[int, int] = {}

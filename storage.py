@@ -64,7 +64,7 @@ class Request:
     """What is to be stored."""
 
     body: str
-    """The JSON text as it came: an event, an array of events, or an object whose `events` is one."""
+    """The JSON text as it came: an array of events, or an object whose `events` is one."""
     valid: list[int]
     """The indexes of its events that are valid, ascending."""
     size: int
@@ -161,14 +161,13 @@ STORE = """
             now()
         FROM account a
         CROSS JOIN (
-            SELECT CASE jsonb_typeof(%(body)s::jsonb)
-                WHEN 'array' THEN %(body)s::jsonb
-                ELSE coalesce(%(body)s::jsonb -> 'events', jsonb_build_array(%(body)s::jsonb))
-            END AS events
+            SELECT coalesce(%(body)s::jsonb -> 'events', %(body)s::jsonb) AS events
         ) body
         CROSS JOIN jsonb_to_recordset(
             CASE WHEN %(chosen)s::integer[] IS NULL THEN body.events ELSE (
-                SELECT jsonb_agg(body.events -> i ORDER BY i) FROM unnest(%(chosen)s::integer[]) AS i
+                SELECT jsonb_agg(all_events.event ORDER BY all_events.number)
+                FROM jsonb_array_elements(body.events) WITH ORDINALITY AS all_events (event, number)
+                JOIN unnest(%(chosen)s::integer[]) AS i ON all_events.number = i + 1
             ) END
         ) AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
         WHERE (a.quota IS NULL OR a.used + %(count)s <= a.quota)
@@ -204,7 +203,7 @@ STORE = """
 
 # The receipt that is kept under an idempotency key, and whether its time is over.
 KEPT = """
-    SELECT fingerprint, ingested, remaining_quota, coalesce(expires_at <= now(), false) AS expired
+    SELECT fingerprint, ingested, remaining_quota, expires_at <= now() AS expired
     FROM idempotency_keys
     WHERE org_id = %(org_id)s AND key = %(idempotency_key)s
 """
@@ -245,15 +244,19 @@ CONNECT_TIMEOUT = 3
 POOL_TIMEOUT = 2
 """Seconds that a request waits for a connection. There is one for each thread, so it waits only while PostgreSQL
 is away or has just come back."""
-LOCK_TIMEOUT = 3
+LOCK_TIMEOUT = 7
 STATEMENT_TIMEOUT = 8
-"""Seconds after which PostgreSQL gives up waiting for a lock, and a statement."""
+"""Seconds after which PostgreSQL gives up waiting for a lock, and a statement. A retry under an idempotency key waits
+for the first request, so the one is hardly shorter than the other."""
 ANSWER_TIMEOUT = 10
 """Seconds after which we give up on PostgreSQL."""
 TIMEOUTS = (
     f"-c lock_timeout={LOCK_TIMEOUT}s -c statement_timeout={STATEMENT_TIMEOUT}s "
     f"-c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT}s"
 )
+
+MAX_SEEN_KEYS = 10_000
+"""API keys that a process remembers."""
 
 ATTEMPTS = 10
 """How often a request is tried that others keep overtaking; the second time succeeds as a rule."""
@@ -285,6 +288,7 @@ class Storage:
         self._idempotency_days = idempotency_days
         self._conninfo = _conninfo(database_url)
         self._unreachable_until = 0.0
+        self._seen_keys: dict[bytes, ApiKey] = {}
         self._pool = ConnectionPool(
             _conninfo(database_url, TIMEOUTS),
             connection_class=_ImpatientConnection,
@@ -304,13 +308,26 @@ class Storage:
 
     # What requests do
 
+    def identify(self, key: str) -> ApiKey:
+        """The key's id and organization; from memory, if it was seen before.
+
+        It may have been revoked since. store() asks for that; whoever refuses a request has to (authenticate).
+        Raises Unauthorized.
+        """
+        return self._seen_keys.get(_hash(key)) or self.authenticate(key)
+
     def authenticate(self, key: str) -> ApiKey:
-        """The key's id and organization. Raises Unauthorized."""
+        """The key's id and organization, if it holds now. Raises Unauthorized."""
+        key_hash = _hash(key)
+        self._seen_keys.pop(key_hash, None)
         with self._connection() as connection:
-            row = connection.execute(AUTHENTICATE, {"key_hash": _hash(key)}).fetchone()
+            row = connection.execute(AUTHENTICATE, {"key_hash": key_hash}).fetchone()
         if row is None:
             raise Unauthorized
-        return ApiKey(*row)
+        if len(self._seen_keys) >= MAX_SEEN_KEYS:
+            self._seen_keys.clear()
+        api_key = self._seen_keys[key_hash] = ApiKey(*row)
+        return api_key
 
     def store(self, key: ApiKey, request: Request) -> Receipt:
         """Stores the valid events of a request and counts them, in one transaction that is committed on return.
@@ -355,16 +372,17 @@ class Storage:
         """Creates the schema, if the database has none. Safe to run again, and by several at once."""
         with self._transaction() as connection:
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('igris-ingest init-db'))")
-            encoding, exists = _one(
-                connection.execute(
-                    "SELECT current_setting('server_encoding'), to_regclass('schema_version') IS NOT NULL"
-                )
-            )
+            [(encoding, exists)] = connection.execute(
+                "SELECT current_setting('server_encoding'), to_regclass('schema_version') IS NOT NULL"
+            ).fetchall()
             if encoding != "UTF8":
                 raise Unavailable(f"the database has the encoding {encoding}; create it with ENCODING 'UTF8'")
             if not exists:
                 connection.execute(Path(__file__).with_name("schema.sql").read_bytes())
                 connection.execute("INSERT INTO schema_version VALUES (%s)", [SCHEMA_VERSION])
+            [(version,)] = connection.execute("SELECT version FROM schema_version").fetchall()
+            if version != SCHEMA_VERSION:
+                raise Unavailable(f"the schema has version {version}, this program needs version {SCHEMA_VERSION}")
 
     def create_organization(self, org_id: str, monthly_quota: int | None) -> None:
         """Creates an organization with a quota (None: unlimited); one that is there already is left as it is."""
@@ -474,8 +492,8 @@ class Storage:
 def database_url(text: str) -> str:
     """The text itself, if it is a connection URL or string of PostgreSQL. Raises ValueError, without the text."""
     try:
-        conninfo_to_dict(text)
-    except psycopg.Error:
+        int(conninfo_to_dict(text).get("connect_timeout") or 0)
+    except (psycopg.Error, ValueError):
         raise ValueError("is no PostgreSQL URL, such as postgresql://user:password@host:5432/database") from None
     return text
 
@@ -483,13 +501,10 @@ def database_url(text: str) -> str:
 def _conninfo(database_url: str, options: str = "") -> str:
     """The URL, with connection parameters of ours where it sets none; server options of its own come last and win."""
     given = conninfo_to_dict(database_url)
-    defaults: dict[str, Any] = {
-        "application_name": "igris-ingest",
-        "client_encoding": "UTF8",
-        "connect_timeout": CONNECT_TIMEOUT,
-    }
-    options = f"{options} {given.get('options', '')}".strip()
-    return make_conninfo(database_url, **{**defaults, **given, **({"options": options} if options else {})})
+    parameters = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
+    parameters["client_encoding"] = "UTF8"
+    parameters["options"] = f"{options} {given.get('options', '')}".strip() or None
+    return make_conninfo(database_url, **parameters)
 
 
 def _raise_translated(error: psycopg.Error) -> NoReturn:
@@ -503,6 +518,10 @@ def _raise_translated(error: psycopg.Error) -> NoReturn:
         raise Unstorable(UNSTORABLE.get(sqlstate, words)) from None
     if sqlstate in ("42P01", "42703", "3F000"):  # undefined table, column or schema
         raise Unavailable("the schema is missing or of another version: run init-db") from error
+    if sqlstate in ("55P03", "57014"):  # lock not available, query canceled
+        raise Unavailable("PostgreSQL took too long") from error
+    if isinstance(error, psycopg.ProgrammingError) and not sqlstate:
+        raise Unavailable("DATABASE_URL has a wrong parameter") from error
     if sqlstate == "42501":
         raise Unavailable("the database role lacks a privilege") from error
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
@@ -521,12 +540,6 @@ def _is_readable(fd: int) -> bool:
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _one(cursor: psycopg.Cursor[Any]) -> Any:
-    row = cursor.fetchone()
-    assert row is not None
-    return row
 
 
 def _store(connection: Connection, parameters: dict[str, Any], chosen: list[int]) -> Receipt | None:

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import config
 from dev import postgres
+from storage import Storage, Unauthorized
 
 ROOT = Path(__file__).parent.parent
 VAR = ROOT / "var"
@@ -42,43 +43,50 @@ def check_port() -> None:
             sys.exit(f"make run: PORT is no port number: {PORT}")
 
 
-def flask(*arguments: str) -> str:
-    done = subprocess.run(
-        [BIN / "flask", "--app", "app", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout.strip()
-
-
-def api_key() -> str:
-    """The key of the first start."""
+def api_key(storage: Storage) -> str:
+    """The key of the first start, or a new one if the database doesn't know it."""
     file = VAR / "key"
-    if not file.exists():
-        key = flask("keys", "create", "demo", "--label", "make run")
-        file.touch(mode=0o600)
-        file.write_text(key + "\n")
-    return file.read_text().strip()
+    if file.exists():
+        with contextlib.suppress(Unauthorized):
+            key = file.read_text().strip()
+            storage.authenticate(key)
+            return key
+    storage.create_organization("demo", config.load()["DEFAULT_MONTHLY_QUOTA"])
+    key = storage.create_key("demo", "make run", None)
+    file.touch(mode=0o600)
+    file.write_text(key + "\n")
+    return key
 
 
 def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 15
     while server.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=1).close()
-        except OSError:
+        except OSError as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"make run: not ready after 15 seconds: {error}")
             time.sleep(0.05)
         else:
             return
     sys.exit(server.returncode)
 
 
-def serve() -> None:
-    key = api_key()
+def serve(database_url: str) -> None:
+    os.environ["DATABASE_URL"] = database_url
+    storage = Storage(database_url, 1, 1)
+    storage.init_db()
+    key = api_key(storage)
+    storage.close()
     server = subprocess.Popen([BIN / "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:
         wait_until_ready(server)
         print(f"""
-Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. Data and key are kept in ./var. Try, in another terminal:
+Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. Data and key are kept in ./var. For commands and psql:
+
+export DATABASE_URL='{database_url}'
+
+Try, in another terminal:
 
 curl http://127.0.0.1:{PORT}/api/v1/ingest/raw \\
   -H "Authorization: Bearer {key}" \\
@@ -100,9 +108,7 @@ def main() -> None:
         check_port()
         database = postgres.start(VAR / "postgres")
         try:
-            os.environ["DATABASE_URL"] = database.get_uri()
-            flask("init-db")
-            serve()
+            serve(database.get_uri())
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             database.stop()

@@ -136,7 +136,9 @@ class Account:
             return cursor.fetchall() if cursor.description else []
 
     def rows(self, columns: str = "*") -> list[Any]:
-        return self.execute(f"SELECT {columns} FROM audit_events WHERE org_id = %s ORDER BY id", self.org_id)
+        return self.execute(
+            f"SELECT {columns} FROM audit_events WHERE org_id = %s ORDER BY audit_events.id", self.org_id
+        )
 
     def count(self) -> int:
         return len(self.rows("id"))

@@ -154,4 +154,4 @@ def test_a_setting_that_makes_no_sense_stops_the_start(
 def test_without_a_database_url_it_names_make_run() -> None:
     done = flask("init-db", database_url=None)
     assert done.returncode == 1
-    assert done.stderr == "igris-ingest: DATABASE_URL is not set; `make run` starts a PostgreSQL and sets it\n"
+    assert done.stderr == "igris-ingest: DATABASE_URL is not set: name a PostgreSQL, or let `make run` start one\n"

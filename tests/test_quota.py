@@ -94,7 +94,7 @@ def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
             {
                 "org_id": api_key.org_id,
                 "api_key_id": api_key.id,
-                "body": '{"type": "custom", "toolName": "x"}',
+                "body": '[{"type": "custom", "toolName": "x"}]',
                 "chosen": None,
                 "count": 1,
                 "idempotency_key": None,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage import Storage
-from tests.service import EVENT, PATH, ROOT, Account, Service, assert_refused
+from tests.service import EVENT, PATH, ROOT, Account, Service, assert_refused, at_once
 
 CASES = json.loads((ROOT / "tests/zod_cases.json").read_text())
 
@@ -78,14 +78,14 @@ def test_a_strangers_body_is_not_waited_for(service: Service) -> None:
 
 
 def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, db: Storage) -> None:
-    assert account.post(EVENT).status == 200
+    assert {answer.status for answer in at_once(16, lambda _: account.post(EVENT))} == {200}
     [key] = db.keys(account.org_id)
     db.revoke_key(key["id"])
-    for _ in range(8):  # whichever worker answers
-        answer = account.post(EVENT)
+    for body in (EVENT, {}, b"not JSON", b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}') * 4:
+        answer = account.post(body)  # whichever worker answers
         assert_refused(answer, 401, "Unauthorized")
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
-    assert account.count() == account.used() == 1
+    assert account.count() == account.used() == 16
 
 
 def test_an_expired_key_is_refused(account: Account) -> None:

@@ -20,7 +20,7 @@ def test_the_service_works_with_the_least_of_privileges(
     owner = Storage(owner_url, 1, 7)
     owner.init_db()
     for _ in range(2):
-        script = ["psql", owner_url, "-v", "ON_ERROR_STOP=1", "-v", "password=secret", "-f", "deploy/roles.sql"]
+        script = ["psql", owner_url, "-v", "password=secret", "-f", "deploy/roles.sql"]
         subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
     web_url = make_conninfo(owner_url, user="igris_web", password="secret")
     owner.create_organization("acme", 5)
@@ -49,3 +49,9 @@ def test_the_service_works_with_the_least_of_privileges(
             connection.execute(statement.encode())
     with psycopg.connect(owner_url) as connection:
         assert connection.execute("SELECT count(*) FROM audit_events").fetchone() == (5,)
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_without_a_password_no_role_is_made(database_url: str) -> None:
+    script = ["psql", database_url, "-f", "deploy/roles.sql"]
+    assert subprocess.run(script, cwd=ROOT, check=False, capture_output=True).returncode != 0
