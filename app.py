@@ -3,31 +3,28 @@
 import hashlib
 import json
 import logging
-import logging.config
 import math
 import re
 import secrets
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, has_request_context, request
+from flask import Blueprint, Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_list_header
 
 import cli
 import config
+import logs
 import schemas
 import storage
 
 log = logging.getLogger("igris")
-access_log = logging.getLogger("igris.access")
 
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
-MEDIA_TYPE = re.compile(r"application/(?:json|.+\+json)")
-REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
+MEDIA_TYPE = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
 
 ingest = Blueprint("ingest", __name__)
@@ -41,8 +38,9 @@ def authenticate() -> None:
     g.key_sent = scheme.lower() == "bearer" and key != ""
     if not g.key_sent or not API_KEY.fullmatch(key):
         raise storage.Unauthorized
-    g.api_key = store().identify(key)
+    g.api_key = api_key = store().identify(key)
     g.key = key
+    g.line.update(organization=api_key.org_id, apiKeyId=api_key.id)
 
 
 @ingest.after_request
@@ -81,22 +79,24 @@ def ingest_raw() -> Response:
         ),
     )
     rejected = len(batch.events) - receipt.ingested
-    g.ingested, g.rejected = (0 if receipt.replayed else receipt.ingested), rejected
+    g.line.update(ingested=0 if receipt.replayed else receipt.ingested, rejected=rejected)
     answered: dict[str, Any] = {
         "data": {"ingested": receipt.ingested, "rejected": rejected},
         "meta": {"remainingQuota": receipt.remaining},
     }
     if rejected:
         answered["details"] = batch.details(past_quota=valid[receipt.ingested :])
-    headers = [("Preference-Applied", "handling=lenient")] * lenient + [
-        ("Idempotency-Replayed", "true")
-    ] * receipt.replayed
+    headers = []
+    if lenient:
+        headers.append(("Preference-Applied", "handling=lenient"))
+    if receipt.replayed:
+        headers.append(("Idempotency-Replayed", "true"))
     return answer(answered, headers=headers)
 
 
 def load() -> tuple[bytes, str, schemas.Batch]:
     """The body, its text, and the events in it. Raises what the table of refusals names."""
-    if not MEDIA_TYPE.fullmatch(request.mimetype):
+    if not MEDIA_TYPE.fullmatch(request.content_type or ""):
         raise UnsupportedMediaType("Content-Type", "Accept", "application/json")
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip"):
@@ -146,7 +146,8 @@ def inflate(body: bytes, limit: int) -> bytes:
 
 def prefers_lenient() -> bool:
     """Whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
-    for preference in parse_list_header(request.headers.get("Prefer", "").lower()):
+    sent = request.headers.get("Prefer")
+    for preference in parse_list_header(sent.lower()) if sent else ():
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip() == "handling":
             return value.strip().strip('"') == "lenient"
@@ -211,7 +212,8 @@ def refuse(
 
 
 def answer(body: dict[str, Any], status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    return Response(json.dumps(body) + "\n", status, [*headers, ("Cache-Control", "no-store")], "application/json")
+    headers = [*headers, ("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+    return Response(json.dumps(body) + "\n", status, headers)
 
 
 def unavailable(error: storage.Unavailable) -> Response:
@@ -278,77 +280,16 @@ REFUSALS: dict[type[Exception], Callable[[Any], Response]] = {
 }
 
 
-def begin() -> None:
-    g.began = time.perf_counter()
-    sent = request.headers.get("X-Request-Id", "")
-    g.request_id = sent if REQUEST_ID.fullmatch(sent) and not API_KEY.search(sent) else secrets.token_hex(16)
-
-
-def end(response: Response) -> Response:
-    response.headers["X-Request-Id"] = g.request_id
-    api_key = g.get("api_key")
-    access_log.info(
-        json.dumps(
-            {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "requestId": g.request_id,
-                "method": request.method,
-                "path": request.url_rule and request.url_rule.rule,  # another path may hold a key
-                "status": response.status_code,
-                "ms": round((time.perf_counter() - g.began) * 1000, 2),
-                "bytes": request.content_length,
-                "organization": api_key and api_key.org_id,
-                "apiKeyId": api_key and api_key.id,
-                "ingested": g.get("ingested", 0),
-                "rejected": g.get("rejected", 0),
-            }
-        )
-    )
-    return response
-
-
-class RequestIdFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
-        return True
-
-
-def configure_logging(level: str) -> None:
-    """An access line a request on standard output, all else on standard error with the id of its request."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": RequestIdFilter}},
-            "formatters": {
-                "log": {"format": "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"},
-                "access": {"format": "%(message)s"},
-            },
-            "handlers": {
-                "log": {"class": "logging.StreamHandler", "formatter": "log", "filters": ["request_id"]},
-                "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stdout"},
-            },
-            "root": {"level": level.upper(), "handlers": ["log"]},
-            "loggers": {
-                "igris.access": {"level": "INFO", "handlers": ["access"], "propagate": False},
-                "psycopg.pool": {"level": "ERROR"},  # its warnings repeat what Unavailable says
-            },
-        }
-    )
-
-
 def create_app() -> Flask:
     """The WSGI application, configured from the environment. Raises SystemExit if a setting makes no sense."""
     settings = config.load()
-    configure_logging(settings["LOG_LEVEL"])
     app = Flask(__name__, static_folder=None)
     app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.url_map.merge_slashes = False  # else // is answered with a redirect
     app.extensions["storage"] = storage.Storage(
         settings["DATABASE_URL"], settings["THREADS"], settings["IDEMPOTENCY_DAYS"]
     )
-    app.before_request(begin)
-    app.after_request(end)
+    logs.init_app(app, settings["LOG_LEVEL"])
     for exception, refusal in REFUSALS.items():
         app.register_error_handler(exception, refusal)
     app.register_blueprint(ingest)
