@@ -1,4 +1,4 @@
-.PHONY: help run test lint fuzz crash-test
+.PHONY: help run test lint fuzz crash-test bench
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -18,6 +18,10 @@ fuzz: .venv/installed ## Send what no client should, for MINUTES (5) a test
 
 crash-test: .venv/installed ## Kill workers and PostgreSQL under load for SECONDS (120), and count what was lost
 	CRASH_SECONDS=$(or $(SECONDS),120) .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/test_outages.py -k kills
+
+bench: .venv/installed ## Measure the service beside others: bench/results.md, bench/results.svg (10 minutes)
+	.venv/bin/python -m pip install --quiet --requirement bench/requirements.txt
+	.venv/bin/python -m bench.run
 
 lint: .venv/installed ## Check style and types
 	.venv/bin/ruff check .

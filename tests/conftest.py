@@ -3,6 +3,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -64,7 +65,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
     """Starts a service with settings of its own, and stops it after the test."""
     running: list[Service] = []
 
-    def start(url: str = database_url, **settings: object) -> Service:
+    def start(url: str = database_url, **settings: Any) -> Service:
         running.append(Service(url, tmp_path / f"log-{len(running)}", **settings).start())
         return running[-1]
 

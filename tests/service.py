@@ -19,7 +19,7 @@ import urllib3
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-WEB = ["/bin/sh", "-c", f"exec {BIN}/" + dict(re.findall("(\\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]]
+WEB = f"exec {BIN}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
 PATH = "/api/v1/ingest/raw"
 EVENT = {"type": "tool_call", "toolName": "generate_report"}
 
@@ -54,7 +54,8 @@ class Answer:
 class Service:
     """A gunicorn with its workers, on a port of its own; its output goes to a file."""
 
-    def __init__(self, database_url: str, log: Path, **settings: object) -> None:
+    def __init__(self, database_url: str, log: Path, application: str = "app:create_app()", **settings: Any) -> None:
+        self.application = application
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url
@@ -71,7 +72,8 @@ class Service:
     def start(self) -> "Service":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                WEB,
+                WEB.replace("app:create_app()", self.application),
+                shell=True,
                 cwd=ROOT,
                 env=self.environ,
                 stdout=log,
