@@ -468,11 +468,11 @@ class Storage:
         unreachable = time.monotonic() < self._unreachable_until
         while True:
             connection = self._pool.getconn(POOL_TIMEOUT_UNREACHABLE if unreachable else POOL_TIMEOUT)
-            if not _is_readable(connection.pgconn.socket):
+            if _is_alive(connection):
                 self._unreachable_until = 0.0
                 return connection
-            # An idle connection has nothing to say but that it is closed. Found out only by using it, that would
-            # leave open whether the statement was carried out. The pool makes a new one for it.
+            # Found out only by using it, that would leave open whether the statement was carried out. The pool makes
+            # a new one for it.
             connection.close()
             self._pool.putconn(connection)
 
@@ -532,10 +532,19 @@ def _raise_translated(error: psycopg.Error) -> NoReturn:
 UNSTORABLE = {"22003": "A number is too large or has too many digits", "54001": "Nested too deep"}
 
 
-def _is_readable(fd: int) -> bool:
+def _is_alive(connection: Connection) -> bool:
+    """Whether an idle connection is still open, as far as can be known without asking PostgreSQL.
+
+    It is readable if it was closed. It can also be because of a changed parameter, or a ticket of TLS.
+    """
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    try:
+        while poll.poll(0):
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _hash(key: str) -> bytes:

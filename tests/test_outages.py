@@ -98,6 +98,22 @@ def test_a_restart_between_requests_is_not_noticed(own_server: PostgresServer, o
     assert own_account.count() == own_account.used() == 16
 
 
+def test_a_changed_parameter_does_not_cost_the_connections(own_account: Account) -> None:
+    def backends() -> list[tuple[int]]:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'igris-ingest' ORDER BY pid"
+        return own_account.execute(query)
+
+    assert {answer.status for answer in at_once(16, lambda _: own_account.post(EVENT))} == {200}
+    wait_for(lambda: len(backends()) == 16)
+    before = backends()
+    with psycopg.connect(own_account.service.database_url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET DateStyle = 'SQL'")  # one that PostgreSQL reports to idle connections
+        connection.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: connection.execute("SHOW DateStyle").fetchall() == [("SQL, MDY",)])
+    assert {answer.status for answer in at_once(16, lambda _: own_account.post(EVENT))} == {200}
+    assert backends() == before
+
+
 def test_it_starts_without_the_database(
     own_server: PostgresServer, own_account: Account, start_service: Callable[..., Service]
 ) -> None:
