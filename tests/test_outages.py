@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -98,20 +99,14 @@ def test_a_restart_between_requests_is_not_noticed(own_server: PostgresServer, o
     assert own_account.count() == own_account.used() == 16
 
 
-def test_a_changed_parameter_does_not_cost_the_connections(own_account: Account) -> None:
-    def backends() -> list[tuple[int]]:
-        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'igris-ingest' ORDER BY pid"
-        return own_account.execute(query)
-
-    assert {answer.status for answer in at_once(16, lambda _: own_account.post(EVENT))} == {200}
-    wait_for(lambda: len(backends()) == 16)
-    before = backends()
-    with psycopg.connect(own_account.service.database_url, autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET DateStyle = 'SQL'")  # one that PostgreSQL reports to idle connections
-        connection.execute("SELECT pg_reload_conf()")
-        wait_for(lambda: connection.execute("SHOW DateStyle").fetchall() == [("SQL, MDY",)])
-    assert {answer.status for answer in at_once(16, lambda _: own_account.post(EVENT))} == {200}
-    assert backends() == before
+def test_an_idle_connection_that_has_something_to_say_is_kept(db: Storage, database_url: str) -> None:
+    with db._connection() as connection:
+        connection.execute("LISTEN news")
+    with psycopg.connect(database_url, autocommit=True) as other:
+        other.execute("NOTIFY news")
+    wait_for(lambda: select.select([connection], [], [], 0)[0])
+    with db._connection() as again:
+        assert again is connection
 
 
 def test_it_starts_without_the_database(
