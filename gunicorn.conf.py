@@ -64,7 +64,6 @@ worker_class = Worker
 bind = f"127.0.0.1:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
-reuse_port = True  # a socket for each worker, else one worker may get nearly all connections
 accesslog = None  # the application writes a line for each request itself
 loglevel = _settings["LOG_LEVEL"]
 control_socket_disable = True

@@ -43,7 +43,7 @@ def check_port() -> None:
             sys.exit(f"make run: PORT is no port number: {PORT}")
 
 
-def api_key(storage: Storage) -> str:
+def api_key(storage: Storage, monthly_quota: int | None) -> str:
     """The key of the first start, or a new one if the database doesn't know it."""
     file = VAR / "key"
     if file.exists():
@@ -51,7 +51,7 @@ def api_key(storage: Storage) -> str:
             key = file.read_text().strip()
             storage.authenticate(key)
             return key
-    storage.create_organization("demo", config.load()["DEFAULT_MONTHLY_QUOTA"])
+    storage.create_organization("demo", monthly_quota)
     key = storage.create_key("demo", "make run", None)
     file.touch(mode=0o600)
     file.write_text(key + "\n")
@@ -74,9 +74,10 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 
 def serve(database_url: str) -> None:
     os.environ["DATABASE_URL"] = database_url
-    storage = Storage(database_url, 1, 1)
+    settings = config.load()
+    storage = Storage(database_url, 1, settings["IDEMPOTENCY_DAYS"])
     storage.init_db()
-    key = api_key(storage)
+    key = api_key(storage, settings["DEFAULT_MONTHLY_QUOTA"])
     storage.close()
     server = subprocess.Popen([BIN / "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:
