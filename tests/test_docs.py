@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import storage
 from config import SETTINGS
 from tests.service import ROOT, Account
 
@@ -26,6 +27,24 @@ def test_every_setting_is_documented_in_the_order_of_the_code() -> None:
     for _, name, default in example:
         [setting] = [each for each in SETTINGS if each.name == name]
         assert name in ("DATABASE_URL", "WEB_CONCURRENCY") or default == setting.default
+
+
+def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
+    rows = re.findall(r"^\| ([\w ]+) \| ([^|]+) \| (\d+)[^|]* \|", README[README.index("### Timeouts") :], re.MULTILINE)
+    assert [int(seconds) for _, _, seconds in rows] == [
+        storage.POOL_TIMEOUT,
+        storage.CONNECT_TIMEOUT,
+        storage.LOCK_TIMEOUT,
+        storage.STATEMENT_TIMEOUT,
+        storage.ANSWER_TIMEOUT,
+        int(re.findall(r"^CLIENT_TIMEOUT = (\d+)", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)[0]),
+        30,
+        30,
+    ]
+    assert storage.LOCK_TIMEOUT < storage.STATEMENT_TIMEOUT < storage.ANSWER_TIMEOUT < 30
+    roles = (ROOT / "deploy/roles.sql").read_text()
+    assert f"SET lock_timeout = '{storage.LOCK_TIMEOUT}s'" in roles
+    assert f"SET statement_timeout = '{storage.STATEMENT_TIMEOUT}s'" in roles
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
