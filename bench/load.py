@@ -21,22 +21,21 @@ class Sender(Protocol):
 
 @dataclass
 class Http:
-    """Requests to a service."""
+    """Requests to a service, under the keys in turn."""
 
     port: int
-    key: str
+    keys: Sequence[str]
     bodies: Sequence[bytes]
 
     def connect(self) -> Callable[[int], int]:
-        head = (
-            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\nContent-Type: application/json\r\n"
-        )
-        requests = [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in self.bodies]
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        heads = [f"{head}Authorization: Bearer {key}\r\n".encode() for key in self.keys]
+        ends = [f"Content-Length: {len(body)}\r\n\r\n".encode() + body for body in self.bodies]
         client = socket.create_connection(("127.0.0.1", self.port))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def send(number: int) -> int:
-            client.sendall(requests[number % len(requests)])
+            client.sendall(heads[number % len(heads)] + ends[number % len(ends)])
             return _read_answer(client)
 
         return send

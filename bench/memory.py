@@ -4,7 +4,6 @@
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -36,8 +35,7 @@ def bodies() -> dict[str, bytes]:
 
 
 def main() -> None:
-    server = postgres.temporary()
-    try:
+    with postgres.temporary() as server:
         url = server.get_uri()
         storage = Storage(url, 1, 7)
         storage.init_db()
@@ -55,9 +53,6 @@ def main() -> None:
                     peaks.append(f"{high_water_mark(worker) / 2**20:.0f} MiB")
                     service.stop()
             print(f"| {name} | {len(body) / 2**20:.1f} | {' | '.join(peaks)} |", flush=True)
-    finally:
-        server.stop()
-        shutil.rmtree(server.pgdata)
 
 
 if __name__ == "__main__":

