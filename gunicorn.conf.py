@@ -64,6 +64,7 @@ worker_class = Worker
 bind = f"127.0.0.1:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
+keepalive = 75  # longer than a proxy keeps idle connections: else it sends into one that is just closed, a 502
 accesslog = None  # the application writes a line for each request itself
 loglevel = _settings["LOG_LEVEL"]
 control_socket_disable = True
