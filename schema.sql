@@ -28,8 +28,8 @@ CREATE TABLE api_keys (
 CREATE TABLE audit_events (
     id          bigserial,
     org_id      text NOT NULL,
-    api_key_id  bigint NOT NULL,
-    source      text NOT NULL DEFAULT 'raw',
+    api_key_id  bigint,  -- NULL: it was imported
+    source      text NOT NULL DEFAULT 'raw',  -- or import
     type        text NOT NULL,
     tool_name   text NOT NULL,
     action      text NOT NULL,
@@ -56,13 +56,15 @@ CREATE TABLE monthly_usage (
     CONSTRAINT within_quota CHECK (used <= quota)
 ) WITH (fillfactor = 50);  -- room on the page: the row is updated by every request
 
--- What was answered under an Idempotency-Key, kept in the transaction that stored the events.
+-- What was answered under an Idempotency-Key, kept in the transaction that stored the events. An import keeps a key of
+-- its own for each of its chunks.
 CREATE TABLE idempotency_keys (
     org_id          text NOT NULL,
     key             text NOT NULL,
     fingerprint     bytea NOT NULL,  -- SHA-256 of the body
     ingested        integer NOT NULL,
     remaining_quota bigint,
-    expires_at      timestamptz NOT NULL,
+    expires_at      timestamptz,  -- NULL: an import's, as long as one of its events is there
+    stored_at       timestamptz NOT NULL DEFAULT now(),  -- received_at of its events
     PRIMARY KEY (org_id, key)
 );

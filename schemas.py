@@ -173,7 +173,7 @@ def faults(event: Any) -> int:
     return count
 
 
-def _messages(event: Any) -> list[tuple[str, str]]:
+def messages(event: Any) -> list[tuple[str, str]]:
     """Field and message of each rule that an event breaks; the field is empty if it is no object at all."""
     try:
         _event.load(event)
@@ -210,8 +210,7 @@ class Batch:
             if len(details) >= MAX_DETAILS:
                 unlisted += self.faulty.get(index, 1)
                 continue
-            messages = _messages(self.events[index]) if index in self.faulty else [("", "Quota exceeded")]
-            for name, message in messages:
+            for name, message in messages(self.events[index]) if index in self.faulty else [("", "Quota exceeded")]:
                 details.append(_detail(".".join(filter(None, (self.path, str(index), name))), message))
         unlisted += max(0, len(details) - MAX_DETAILS)
         if unlisted:
@@ -252,7 +251,7 @@ def load(data: Any, max_events: int) -> Batch:
     elif type(data) is list:
         events, path = data, ""
     elif faults(data):
-        raise InvalidEvents([_detail(name, message) for name, message in _messages(data)])
+        raise InvalidEvents([_detail(name, message) for name, message in messages(data)])
     else:
         return Batch([data], {}, single=True)
     if type(events) is not list:

@@ -1,26 +1,23 @@
-"""Everything that knows PostgreSQL: the statements, one transaction a request, and what can go wrong with them.
+"""What requests do in PostgreSQL: the statements, one transaction a request, and what can go wrong with them.
 
-To the rest of the program a request either is stored whole, or one of the exceptions below says why not.
+To the rest of the program a request either is stored whole, or one of the exceptions below says why not. What commands
+do is in admin.py; no other file knows PostgreSQL.
 """
 
 import hashlib
 import re
-import secrets
 import select
-import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Connection = psycopg.Connection[Any]
 
@@ -74,6 +71,8 @@ class Request:
     idempotency_key: str | None = None
     fingerprint: bytes | None = None
     """What tells the body from another under the same idempotency key."""
+    source: str = "raw"
+    """Where the events come from: `raw` is HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,11 @@ AUTHENTICATE = """
 # Makes the rows of the events out of the body itself, so that every digit of a number survives, counts them, and keeps
 # the receipt under the idempotency key, if there is one. One statement, thus one transaction.
 #
-# It returns no row if the API key holds no longer, and `used` NULL, nothing stored, if the events don't fit in the
-# quota or the idempotency key was used before. Both are asked of the statement's snapshot. What another request
-# commits meanwhile is caught where they meet: the CHECK on monthly_usage, or the key of idempotency_keys, fails the
-# statement. The usage row is touched as late as can be: until the commit, its lock is what other requests wait for.
+# It returns no row if the API key holds no longer (without one it is a command that stores), and `used` NULL, nothing
+# stored, if the events don't fit in the quota or the idempotency key was used before. Both are asked of the statement's
+# snapshot. What another request commits meanwhile is caught where they meet: the CHECK on monthly_usage, or the key of
+# idempotency_keys, fails the statement. The usage row is touched as late as can be: until the commit, its lock is what
+# other requests wait for.
 STORE = """
     WITH account AS MATERIALIZED (
         SELECT
@@ -127,8 +127,7 @@ STORE = """
             CASE WHEN o.monthly_quota IS NULL THEN 1 + pg_backend_pid() %% 1024 ELSE 0 END AS slot,
             o.monthly_quota - coalesce(u.elsewhere, 0) AS quota,
             coalesce(u.used, 0) AS used
-        FROM api_keys k
-        JOIN organizations o ON o.id = k.org_id
+        FROM organizations o
         LEFT JOIN (
             SELECT
                 sum(used) FILTER (WHERE slot = 0)::bigint AS used,
@@ -137,16 +136,22 @@ STORE = """
             WHERE org_id = %(org_id)s
               AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
         ) u ON o.monthly_quota IS NOT NULL
-        WHERE k.id = %(api_key_id)s
-          AND k.org_id = %(org_id)s
-          AND k.revoked_at IS NULL
-          AND (k.expires_at IS NULL OR k.expires_at > now())
+        WHERE o.id = %(org_id)s
+          AND (%(api_key_id)s::bigint IS NULL OR EXISTS (
+              SELECT
+              FROM api_keys
+              WHERE id = %(api_key_id)s
+                AND org_id = %(org_id)s
+                AND revoked_at IS NULL
+                AND (expires_at IS NULL OR expires_at > now())
+          ))
     ), stored AS (
         INSERT INTO audit_events
-            (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
+            (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
         SELECT
             %(org_id)s,
             %(api_key_id)s,
+            %(source)s,
             e.type,
             e."toolName",
             coalesce(e.action, 'log'),
@@ -236,8 +241,6 @@ QUOTA = """
 """
 
 
-KEY_ALPHABET = string.ascii_letters + string.digits
-
 # The timeouts of a request, each longer than those before it; the README has them in one table with nginx's.
 CONNECT_TIMEOUT = 3
 """Seconds to reach PostgreSQL."""
@@ -281,7 +284,7 @@ class _ImpatientConnection(psycopg.Connection[Any]):
 class Storage:
     """The service's PostgreSQL. Every method raises Unavailable if it can't be used now.
 
-    The pool opens at the first request, after gunicorn's fork. Commands use a connection of their own.
+    The pool opens at the first request, after gunicorn's fork.
     """
 
     def __init__(self, database_url: str, connections: int, idempotency_days: int) -> None:
@@ -314,19 +317,19 @@ class Storage:
         It may have been revoked since. store() asks for that; whoever refuses a request has to (authenticate).
         Raises Unauthorized.
         """
-        return self._seen_keys.get(_hash(key)) or self.authenticate(key)
+        return self._seen_keys.get(key_hash(key)) or self.authenticate(key)
 
     def authenticate(self, key: str) -> ApiKey:
         """The key's id and organization, if it holds now. Raises Unauthorized."""
-        key_hash = _hash(key)
-        self._seen_keys.pop(key_hash, None)
+        digest = key_hash(key)
+        self._seen_keys.pop(digest, None)
         with self._connection() as connection:
-            row = connection.execute(AUTHENTICATE, {"key_hash": key_hash}).fetchone()
+            row = connection.execute(AUTHENTICATE, {"key_hash": digest}).fetchone()
         if row is None:
             raise Unauthorized
         if len(self._seen_keys) >= MAX_SEEN_KEYS:
             self._seen_keys.clear()
-        api_key = self._seen_keys[key_hash] = ApiKey(*row)
+        api_key = self._seen_keys[digest] = ApiKey(*row)
         return api_key
 
     def store(self, key: ApiKey, request: Request) -> Receipt:
@@ -334,30 +337,8 @@ class Storage:
 
         Raises Unauthorized, QuotaExceeded, KeyReused and Unstorable; then nothing is stored.
         """
-        parameters = {
-            "org_id": key.org_id,
-            "api_key_id": key.id,
-            "body": _jsonb_text(request.body),
-            "chosen": None if len(request.valid) == request.size else request.valid,
-            "idempotency_key": request.idempotency_key,
-            "fingerprint": request.fingerprint,
-            "idempotency_days": self._idempotency_days,
-        }
-        attempt = _store
         with self._connection() as connection:
-            for _ in range(ATTEMPTS):
-                with suppress(psycopg.errors.CheckViolation, psycopg.errors.UniqueViolation):
-                    if receipt := attempt(connection, parameters, request.valid):
-                        return receipt
-                if request.idempotency_key and (kept := _kept(connection, parameters)):
-                    return kept
-                remaining = _quota(connection, key.org_id).remaining
-                if remaining is None or remaining >= len(request.valid):
-                    continue  # it was changed just now, or a key that had expired was in the way
-                if remaining == 0 or not request.lenient:
-                    raise QuotaExceeded(remaining)
-                attempt = _store_what_fits
-        raise Unavailable("the quota changes faster than the request can be stored")
+            return store(connection, key.org_id, key.id, request, self._idempotency_days)
 
     def check_ready(self) -> None:
         """Raises Unavailable, saying why in words fit for strangers, unless the schema is there and of this version."""
@@ -365,88 +346,6 @@ class Storage:
             row = connection.execute("SELECT version FROM schema_version").fetchone()
         if row is None or row[0] != SCHEMA_VERSION:
             raise Unavailable("the schema is missing or of another version: run init-db")
-
-    # What commands do
-
-    def init_db(self) -> None:
-        """Creates the schema, if the database has none. Safe to run again, and by several at once."""
-        with self._transaction() as connection:
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext('igris-ingest init-db'))")
-            [(encoding, exists)] = connection.execute(
-                "SELECT current_setting('server_encoding'), to_regclass('schema_version') IS NOT NULL"
-            ).fetchall()
-            if encoding != "UTF8":
-                raise Unavailable(f"the database has the encoding {encoding}; create it with ENCODING 'UTF8'")
-            if not exists:
-                connection.execute(Path(__file__).with_name("schema.sql").read_bytes())
-                connection.execute("INSERT INTO schema_version VALUES (%s)", [SCHEMA_VERSION])
-            [(version,)] = connection.execute("SELECT version FROM schema_version").fetchall()
-            if version != SCHEMA_VERSION:
-                raise Unavailable(f"the schema has version {version}, this program needs version {SCHEMA_VERSION}")
-
-    def create_organization(self, org_id: str, monthly_quota: int | None) -> None:
-        """Creates an organization with a quota (None: unlimited); one that is there already is left as it is."""
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                [org_id, monthly_quota],
-            )
-
-    def quota(self, org_id: str) -> Quota:
-        """This month's quota and use. Raises Unknown."""
-        with self._transaction() as connection:
-            return _quota(connection, org_id)
-
-    def set_quota(self, org_id: str, monthly_quota: int | None) -> None:
-        """Sets a quota (None: unlimited); requests from now on obey it. Raises Unknown."""
-        with self._transaction() as connection:
-            updated = connection.execute(
-                "UPDATE organizations SET monthly_quota = %s WHERE id = %s", [monthly_quota, org_id]
-            ).rowcount
-        if not updated:
-            raise _unknown_organization(org_id)
-
-    def create_key(self, org_id: str, label: str | None, expires_in_days: int | None) -> str:
-        """A new API key of an organization that exists. It is stored nowhere: show it now or never."""
-        key = "ig_" + "".join(secrets.choice(KEY_ALPHABET) for _ in range(40))
-        with self._transaction() as connection:
-            connection.execute(
-                """
-                INSERT INTO api_keys (org_id, key_hash, prefix, label, expires_at)
-                VALUES (%s, %s, %s, %s, now() + make_interval(days => %s))
-                """,
-                [org_id, _hash(key), key[:7], label, expires_in_days],
-            )
-        return key
-
-    def keys(self, org_id: str | None) -> list[dict[str, Any]]:
-        """What may be shown of every key, or of an organization's: id, prefix, label and dates. Raises Unknown."""
-        with self._transaction() as connection:
-            if org_id and not connection.execute("SELECT FROM organizations WHERE id = %s", [org_id]).rowcount:
-                raise _unknown_organization(org_id)
-            return (
-                connection.cursor(row_factory=dict_row)
-                .execute(
-                    """
-                    SELECT id, prefix, label, org_id AS organization,
-                           created_at AS created, expires_at AS expires, revoked_at AS revoked
-                    FROM api_keys
-                    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
-                    ORDER BY id
-                    """,
-                    {"org_id": org_id},
-                )
-                .fetchall()
-            )
-
-    def revoke_key(self, key_id: int) -> None:
-        """Ends a key from the next request on; a revoked one stays as it was. Raises Unknown."""
-        with self._transaction() as connection:
-            updated = connection.execute(
-                "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()) WHERE id = %s", [key_id]
-            ).rowcount
-        if not updated:
-            raise Unknown(f"there is no API key {key_id}")
 
     # Connections, and what can go wrong with them
 
@@ -479,15 +378,6 @@ class Storage:
     def _reconnect_failed(self, _: ConnectionPool) -> None:
         self._unreachable_until = time.monotonic() + UNREACHABLE
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """A connection of its own and a transaction, committed at the end."""
-        try:
-            with psycopg.connect(self._conninfo) as connection:
-                yield connection
-        except psycopg.Error as error:
-            _raise_translated(error)
-
 
 def database_url(text: str) -> str:
     """The text itself, if it is a connection URL or string of PostgreSQL. Raises ValueError, without the text."""
@@ -505,6 +395,30 @@ def _conninfo(database_url: str, options: str = "") -> str:
     parameters["client_encoding"] = "UTF8"
     parameters["options"] = f"{options} {given.get('options', '')}".strip() or None
     return make_conninfo(database_url, **parameters)
+
+
+@contextmanager
+def connect(database_url: str, *, patient: bool) -> Iterator[Connection]:
+    """A connection for a command, with a transaction that is committed at the end. Raises Unavailable.
+
+    One that is not patient has the timeouts of requests.
+    """
+    with translated():
+        if patient:
+            connection = psycopg.connect(_conninfo(database_url))
+        else:
+            connection = _ImpatientConnection.connect(_conninfo(database_url, TIMEOUTS))
+        with connection:
+            yield connection
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns the driver's errors into the exceptions above."""
+    try:
+        yield
+    except psycopg.Error as error:
+        _raise_translated(error)
 
 
 def _raise_translated(error: psycopg.Error) -> NoReturn:
@@ -547,8 +461,41 @@ def _is_alive(connection: Connection) -> bool:
     return True
 
 
-def _hash(key: str) -> bytes:
+def key_hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def store(
+    connection: Connection, org_id: str, api_key_id: int | None, request: Request, idempotency_days: int | None
+) -> Receipt:
+    """Stores a request as Storage.store does; for a command without a key. An idempotency key can last for ever, too.
+
+    Raises psycopg.Error beside those exceptions: see translated().
+    """
+    parameters = {
+        "org_id": org_id,
+        "api_key_id": api_key_id,
+        "source": request.source,
+        "body": _jsonb_text(request.body),
+        "chosen": None if len(request.valid) == request.size else request.valid,
+        "idempotency_key": request.idempotency_key,
+        "fingerprint": request.fingerprint,
+        "idempotency_days": idempotency_days,
+    }
+    attempt = _store
+    for _ in range(ATTEMPTS):
+        with suppress(psycopg.errors.CheckViolation, psycopg.errors.UniqueViolation):
+            if receipt := attempt(connection, parameters, request.valid):
+                return receipt
+        if request.idempotency_key and (kept := _kept(connection, parameters)):
+            return kept
+        remaining = quota(connection, org_id).remaining
+        if remaining is None or remaining >= len(request.valid):
+            continue  # it was changed just now, or a key that had expired was in the way
+        if remaining == 0 or not request.lenient:
+            raise QuotaExceeded(remaining)
+        attempt = _store_what_fits
+    raise Unavailable("the quota changes faster than the request can be stored")
 
 
 def _store(connection: Connection, parameters: dict[str, Any], chosen: list[int]) -> Receipt | None:
@@ -564,7 +511,7 @@ def _store_what_fits(connection: Connection, parameters: dict[str, Any], chosen:
     """Stores as many of the chosen events as the quota has room for; other requests wait meanwhile."""
     with connection.transaction():
         connection.execute(LOCK_USAGE, parameters)
-        fitting = chosen[: _quota(connection, parameters["org_id"]).remaining]
+        fitting = chosen[: quota(connection, parameters["org_id"]).remaining]
         return _store(connection, {**parameters, "chosen": fitting}, fitting) if fitting else None
 
 
@@ -582,14 +529,15 @@ def _kept(connection: Connection, parameters: dict[str, Any]) -> Receipt | None:
     return Receipt(ingested, remaining, replayed=True)
 
 
-def _quota(connection: Connection, org_id: str) -> Quota:
+def quota(connection: Connection, org_id: str) -> Quota:
+    """This month's quota and use. Raises Unknown."""
     row = connection.execute(QUOTA, {"org_id": org_id}).fetchone()
     if row is None:
-        raise _unknown_organization(org_id)
+        raise unknown_organization(org_id)
     return Quota(*row)
 
 
-def _unknown_organization(org_id: str) -> Unknown:
+def unknown_organization(org_id: str) -> Unknown:
     return Unknown(f"there is no organization {org_id!r}")
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from admin import Admin
 from bench import load
 from bench.run import bodies
 from dev import postgres
-from storage import Storage
 from tests.service import Service
 
 ROWS = [int(millions) * 10**6 for millions in os.environ.get("ROWS", "0,1,10,50").split(",")]
@@ -36,7 +36,6 @@ FILL = """
 class Growth:
     def __init__(self, url: str, service: Service) -> None:
         self.sql = psycopg.connect(url, autocommit=True)
-        self.database = Storage(url, 1, 7)
         self.service = service
         self.lines: list[str] = []
 
@@ -102,7 +101,7 @@ class Growth:
 def main() -> None:
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(postgres.temporary()).get_uri()
-        Storage(url, 1, 7).init_db()
+        Admin(url).init_db()
         log = Path(stack.enter_context(tempfile.TemporaryDirectory()), "log")
         service = Service(url, log, WEB_CONCURRENCY=2, THREADS=4).start()
         stack.callback(service.stop)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from admin import Admin
 from dev import postgres
-from storage import Storage
 from tests.service import EVENT, Service, at_once
 
 LIMIT = 10 * 2**20
@@ -37,10 +37,10 @@ def bodies() -> dict[str, bytes]:
 def main() -> None:
     with postgres.temporary() as server:
         url = server.get_uri()
-        storage = Storage(url, 1, 7)
-        storage.init_db()
-        storage.create_organization("bench", None)
-        key = storage.create_key("bench", None, None)
+        admin = Admin(url)
+        admin.init_db()
+        admin.create_organization("bench", None)
+        key = admin.create_key("bench")
         print("| body | MiB | 1 at once | 4 at once |\n|---|---|---|---|")
         for name, body in bodies().items():
             peaks = []

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import psycopg
 
+from admin import Admin
 from bench import load
 from dev import postgres
-from storage import Storage
 from tests.service import Service, free_port, wait_for
 
 mpl.use("svg")
@@ -193,12 +193,12 @@ def machine(sql: psycopg.Connection[Any]) -> str:
 def main() -> None:
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(postgres.temporary()).get_uri()
-        database = Storage(url, 1, 7)
-        database.init_db()
-        database.create_organization("limited", 10**12)
-        database.create_organization("unlimited", None)
-        limited = database.create_key("limited", None, None)
-        unlimited = database.create_key("unlimited", None, None)
+        admin = Admin(url)
+        admin.init_db()
+        admin.create_organization("limited", 10**12)
+        admin.create_organization("unlimited", None)
+        limited = admin.create_key("limited")
+        unlimited = admin.create_key("unlimited")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
         def start(application: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
+from admin import Admin
 from dev import postgres
 from storage import Storage, Unauthorized
 
@@ -43,7 +44,7 @@ def check_port() -> None:
             sys.exit(f"make run: PORT is no port number: {PORT}")
 
 
-def api_key(storage: Storage, monthly_quota: int | None) -> str:
+def api_key(admin: Admin, storage: Storage, monthly_quota: int | None) -> str:
     """The key of the first start, or a new one if the database doesn't know it."""
     file = VAR / "key"
     if file.exists():
@@ -51,8 +52,8 @@ def api_key(storage: Storage, monthly_quota: int | None) -> str:
             key = file.read_text().strip()
             storage.authenticate(key)
             return key
-    storage.create_organization("demo", monthly_quota)
-    key = storage.create_key("demo", "make run", None)
+    admin.create_organization("demo", monthly_quota)
+    key = admin.create_key("demo", "make run")
     file.touch(mode=0o600)
     file.write_text(key + "\n")
     return key
@@ -75,9 +76,10 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 def serve(database_url: str) -> None:
     os.environ["DATABASE_URL"] = database_url
     settings = config.load()
+    admin = Admin(database_url)
+    admin.init_db()
     storage = Storage(database_url, 1, settings["IDEMPOTENCY_DAYS"])
-    storage.init_db()
-    key = api_key(storage, settings["DEFAULT_MONTHLY_QUOTA"])
+    key = api_key(admin, storage, settings["DEFAULT_MONTHLY_QUOTA"])
     storage.close()
     server = subprocess.Popen([BIN / "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:

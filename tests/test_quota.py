@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 import storage
+from admin import Admin
 from app import seconds_to_next_month
-from storage import Storage
 from tests.service import EVENT, Account, assert_refused, at_once
 
 
@@ -47,22 +47,22 @@ def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[...,
     assert {answer.json["meta"]["remainingQuota"] for answer in refused} <= {100 % size}
 
 
-def test_a_changed_quota_counts_from_the_next_request_on(new_account: Callable[..., Account], db: Storage) -> None:
+def test_a_changed_quota_counts_from_the_next_request_on(new_account: Callable[..., Account], admin: Admin) -> None:
     account = new_account(quota=5)
     account.post([EVENT] * 5)
-    db.set_quota(account.org_id, 8)
+    admin.set_quota(account.org_id, 8)
     assert account.post([EVENT] * 2).json["meta"] == {"remainingQuota": 1}
-    db.set_quota(account.org_id, 3)
+    admin.set_quota(account.org_id, 3)
     assert assert_refused(account.post(EVENT), 429, "Quota exceeded")["meta"] == {"remainingQuota": 0}
     assert account.count() == account.used() == 7
 
 
 def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
-    new_account: Callable[..., Account], db: Storage
+    new_account: Callable[..., Account], admin: Admin
 ) -> None:
     account = new_account(quota=None)
     at_once(8, lambda _: account.post([EVENT] * 5))
-    db.set_quota(account.org_id, 43)
+    admin.set_quota(account.org_id, 43)
     assert assert_refused(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"] == {"remainingQuota": 3}
     statuses = [answer.status for answer in at_once(8, lambda _: account.post(EVENT))]
     assert sorted(statuses) == [200] * 3 + [429] * 5
@@ -84,24 +84,12 @@ def test_unlimited_is_null(new_account: Callable[..., Account]) -> None:
 
 
 def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
-    new_account: Callable[..., Account], db: Storage, database_url: str
+    new_account: Callable[..., Account], database_url: str
 ) -> None:
     account = new_account(quota=None)
-    api_key = db.authenticate(account.key)
+    request = storage.Request('[{"type": "custom", "toolName": "x"}]', [0], 1)
     with psycopg.connect(database_url) as blocker:  # holds what a request holds before its commit
-        blocker.execute(
-            storage.STORE,
-            {
-                "org_id": api_key.org_id,
-                "api_key_id": api_key.id,
-                "body": '[{"type": "custom", "toolName": "x"}]',
-                "chosen": None,
-                "count": 1,
-                "idempotency_key": None,
-                "fingerprint": None,
-                "idempotency_days": 7,
-            },
-        )
+        storage.store(blocker, account.org_id, None, request, None)
         assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
     assert account.count() == account.used() == 9
 

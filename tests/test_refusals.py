@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage import Storage
+from admin import Admin
 from tests.service import EVENT, PATH, ROOT, Account, Service, assert_refused, at_once
 
 CASES = json.loads((ROOT / "tests/zod_cases.json").read_text())
@@ -77,10 +77,10 @@ def test_a_strangers_body_is_not_waited_for(service: Service) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, db: Storage) -> None:
+def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, admin: Admin) -> None:
     assert {answer.status for answer in at_once(16, lambda _: account.post(EVENT))} == {200}
-    [key] = db.keys(account.org_id)
-    db.revoke_key(key["id"])
+    [key] = admin.keys(account.org_id)
+    admin.revoke_key(key["id"])
     for body in (EVENT, {}, b"not JSON", b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}') * 4:
         answer = account.post(body)  # whichever worker answers
         assert_refused(answer, 401, "Unauthorized")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from storage import Storage
+from admin import Admin
 from tests.service import EVENT, ROOT, Account, Service
 
 
@@ -17,14 +17,14 @@ def test_the_service_works_with_the_least_of_privileges(
     create_database: Callable[[], str], start_service: Callable[..., Service]
 ) -> None:
     owner_url = create_database()
-    owner = Storage(owner_url, 1, 7)
+    owner = Admin(owner_url)
     owner.init_db()
     for _ in range(2):
         script = ["psql", owner_url, "-v", "password=secret", "-f", "deploy/roles.sql"]
         subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
     web_url = make_conninfo(owner_url, user="igris_web", password="secret")
     owner.create_organization("acme", 5)
-    account = Account(start_service(web_url), "acme", owner.create_key("acme", None, None))
+    account = Account(start_service(web_url), "acme", owner.create_key("acme"))
 
     assert account.service.get("/readyz").status == 200
     assert account.post(EVENT).status == 200
