@@ -2,16 +2,22 @@
 
 import functools
 import json
+import re
 import shutil
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
+import backfill
 import config
 from admin import Admin, Busy
 from storage import Unavailable, Unknown
@@ -59,7 +65,64 @@ class Quota(click.ParamType[tuple[int | None]]):
             self.fail(f"{value!r} {error}, or unlimited", param, ctx)
 
 
+class Month(click.ParamType[date]):
+    """YYYY-MM, as its first day."""
+
+    name = "YYYY-MM"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        try:
+            return value if isinstance(value, date) else date.fromisoformat(f"{value}-01")
+        except ValueError:
+            self.fail(f"{value!r} is no month: write it as 2026-03", param, ctx)
+
+
+class Moment(click.ParamType[datetime]):
+    """A day (its beginning, in UTC), a time with a zone, or a number of days ago."""
+
+    name = "date"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if days := re.fullmatch(r"(\d{1,5})d", value, re.ASCII):
+                return datetime.now(UTC) - timedelta(days=int(days[1]))
+            moment = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no date: write it as 2026-03-01, 2026-03-01T12:00Z or 400d (days ago)", param, ctx)
+        if moment.tzinfo is None and len(value) > 10:
+            self.fail(f"{value!r} names no time zone: add Z for UTC", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Field(click.ParamType[tuple[str, str]]):
+    """FIELD=..., where the field is one of an event's."""
+
+    name = "field"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        field, equals, given = value.partition("=")
+        field = "toolName" if field == "tool_name" else field
+        if field not in backfill.FIELDS or not equals or not given:
+            self.fail(f"{value!r} is not FIELD=..., where FIELD is one of {', '.join(backfill.FIELDS)}", param, ctx)
+        return field, given
+
+
+class TimeZone(click.ParamType[ZoneInfo]):
+    name = "zone"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ZoneInfo:
+        try:
+            return value if isinstance(value, ZoneInfo) else ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            self.fail(f"{value!r} is no time zone: write it as UTC or Europe/Berlin", param, ctx)
+
+
 as_json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
+org_option = click.option("--org", type=Name(), help="Only of this organization.")
 
 
 @click.command("init-db")
@@ -120,6 +183,194 @@ def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:
         click.echo(f"{org}: {now.used} of {now.quota} events stored in {now.month}, {now.remaining} remaining")
 
 
+@click.command("usage")
+@click.option("--month", type=Month(), help="The default is: this month, in UTC.")
+@as_json_option
+@command
+def usage(month: date | None, as_json: bool) -> None:
+    """Show what each organization stored in a month, and how much of its quota that is."""
+    rows = admin().usage(month)
+    for row in rows:
+        row["used"] = row["stored"] / row["quota"] if row["quota"] else None
+        if not as_json:
+            row["used"] = "-" if row["used"] is None else f"{row['used']:.1%}"
+            row["quota"] = "unlimited" if row["quota"] is None else row["quota"]
+    show(rows, ["organization", "stored", "quota", "used"], as_json)
+
+
+@click.command("events")
+@org_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--follow", is_flag=True, help="Go on with what arrives, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: a line of JSON for each event.")
+@command
+def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
+    """Show the newest stored events, the newest last."""
+    columns = ["received_at", "org_id", "type", "tool_name", "action", "timestamp", "metadata"]
+    widths: list[int] = []
+    try:
+        for rows in admin().follow(org, limit) if follow else [admin().newest(org, limit)]:
+            if as_json:
+                for row in rows:
+                    metadata = row.pop("metadata")  # text, so that numbers keep their digits
+                    click.echo(f'{json.dumps(row, default=_iso)[:-1]}, "metadata": {metadata}}}')
+            else:
+                print_table(rows, columns, widths)
+            if follow:
+                time.sleep(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--org", type=Name(), required=True, help="The organization that the events belong to.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "ndjson", "json"]),
+    help="The default is: as FILE is called. json is an array, or an object whose `events` is one.",
+)
+@click.option(
+    "--map", "renamed", type=Field(), multiple=True, metavar="FIELD=COLUMN", help="The column that a field is in."
+)
+@click.option("--set", "constants", type=Field(), multiple=True, metavar="FIELD=VALUE", help="For all rows the same.")
+@click.option("--timezone", "zone", type=TimeZone(), help="Of timestamps that name none: UTC, Europe/Berlin.")
+@click.option("--dry-run", is_flag=True, help="Check the rows, and store nothing.")
+@command
+def import_(
+    file: str,
+    org: str,
+    form: str | None,
+    renamed: tuple[tuple[str, str], ...],
+    constants: tuple[tuple[str, str], ...],
+    zone: ZoneInfo | None,
+    dry_run: bool,
+) -> None:
+    """Store the rows of FILE (CSV, NDJSON or JSON, also as .gz; - is standard input) as events of an organization.
+
+    Exactly once: after an interruption, or a rerun, what was stored is passed over. Rows that can't be events go to
+    FILE.rejects.ndjson. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the
+    quota is used up.
+    """
+    form = form or backfill.FORMATS.get(Path(file.removesuffix(".gz")).suffix.lower())
+    if form is None:
+        raise click.UsageError("The name does not say the format: add --format csv, ndjson or json.")
+    try:
+        columns = backfill.Columns(dict(renamed), dict(constants), zone)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from None
+    with ExitStack() as stack:
+        rejects = stack.enter_context(Rejects("stdin" if file == "-" else file))
+        if dry_run:
+            admin().quota(org)
+        job = backfill.Import(None if dry_run else stack.enter_context(admin().chunks(org)), rejects.write)
+        problem, status = None, 0
+        try:
+            source = stack.enter_context(backfill.Source(file, sys.stdin.buffer))
+            rows = backfill.events(source, form, columns, current_app.config["MAX_BODY_BYTES"])
+            show_progress = stack.enter_context(progress(source.size, "rows"))
+            for _ in job.run(rows):
+                show_progress(source.position(), job.read)
+        except backfill.Unreadable as error:
+            problem, status = f"{file}: {error}", 1
+        except backfill.QuotaEnded as error:
+            problem, status = f"the month's quota is used up; line {error} of {file} is the first not stored", 4
+        except Unavailable as error:
+            problem, status = _reason(error), 1
+        except KeyboardInterrupt:
+            problem, status = "interrupted", 130
+    if dry_run:
+        fate = f"valid {job.read - job.rejected}, stored none"
+    else:
+        fate = f"stored {job.stored}, already stored {job.skipped}"
+    click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
+    if problem:
+        click.echo(f"Error: {problem}" + "; run it again to go on from there" * (not dry_run), err=True)
+    sys.exit(status or (3 if job.rejected else 0))
+
+
+@click.command("prune")
+@click.option(
+    "--before",
+    type=Moment(),
+    required=True,
+    help="2026-03-01 (its beginning in UTC), 2026-03-01T12:00Z, or 400d: that many days ago.",
+)
+@org_option
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@command
+def prune(before: datetime, org: str | None, dry_run: bool) -> None:
+    """Delete events with a timestamp before a date, and expired idempotency keys, in small batches."""
+    prunable = admin().prunable(before, org)
+    total = sum(each.events for each in prunable)
+    if dry_run:
+        show([{"organization": each.org_id, "events": each.events} for each in prunable], ["organization", "events"])
+        click.echo(f"{total} events before {_iso(before)} would be deleted")
+        return
+    deleted = 0
+    with progress(total, "events") as show_progress:
+        for each in prunable:
+            for count in admin().prune_events(each, before):
+                deleted += count
+                show_progress(deleted, deleted)
+    keys = admin().prune_keys(org)
+    click.echo(f"deleted {deleted} events before {_iso(before)}, and {keys} expired idempotency keys")
+
+
+class Rejects:
+    """The file beside another one in which its rejected rows are, if there are any: a line of JSON each."""
+
+    def __init__(self, name: str) -> None:
+        self._path = Path(f"{name}.rejects.ndjson")
+        self._path.unlink(missing_ok=True)
+        self._stack = ExitStack()
+        self.where = ""
+        """For the summary."""
+
+    def write(self, reject: backfill.Reject) -> None:
+        try:
+            if not self.where:
+                self._file = self._stack.enter_context(self._path.open("w"))
+                self.where = f": see {self._path}"
+            self._file.write(json.dumps(reject._asdict()) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"{self._path}: {error.strerror}") from None
+
+    def __enter__(self) -> "Rejects":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+@contextmanager
+def progress(total: int | None, noun: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows on standard error how far it is: a bar on a terminal, elsewhere a line a second at most.
+
+    What it gives is called with how much of the total is done, and how many rows that is.
+    """
+    terminal = sys.stderr.isatty()
+    began = said = time.monotonic()
+    nothing: Iterator[str] = iter(())
+    with click.progressbar(
+        nothing, length=total, file=sys.stderr, hidden=not terminal, item_show_func=lambda text: text
+    ) as bar:
+
+        def show(done: int, rows: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            text = f"{rows:,} {noun}, {rows / (now - began):,.0f} a second"
+            if terminal:
+                bar.update(done - bar.pos, text)
+            elif now - said >= 1:
+                said = now
+                left = f", {(now - began) * (total - done) / done:,.0f} s left" if total and done else ""
+                click.echo(text + left, err=True)
+
+        yield show
+
+
 def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps([{column: row[column] for column in columns} for row in rows], default=_iso))
@@ -152,5 +403,5 @@ def _iso(value: datetime) -> str:
 
 
 def init_app(app: Flask) -> None:
-    for each in (init_db, keys, quota):
+    for each in (init_db, keys, quota, usage, events, import_, prune):
         app.cli.add_command(each)

@@ -1,0 +1,98 @@
+"""How fast `import` is, and where its time goes. Writes bench/backfill.md.
+
+    .venv/bin/python -m bench.backfill
+
+ROWS (400,000) of the documented example's size are imported from a file of each kind, ROUNDS (3) times each.
+"""
+
+import csv
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import backfill
+from admin import Admin
+from bench.run import bodies
+from dev import postgres
+from tests.service import FLASK
+
+ROWS = int(os.environ.get("ROWS", "400000"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    chance = random.Random(0)
+    events = [event for body in bodies(1000) for event in json.loads(body)]
+    files = {name: folder / f"events.{name}" for name in ("csv", "ndjson", "json")}
+    with files["csv"].open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["type", "tool_name", "action", "created_at", "model", "userId", "latencyMs"])
+        for number in range(ROWS):
+            event = chance.choice(events)
+            fields = [event["type"], event["toolName"], event["action"], event["timestamp"].replace("T", " ")]
+            writer.writerow([*fields, event["metadata"]["model"], f"user_{number}", event["metadata"]["latencyMs"]])
+    with files["ndjson"].open("w") as file:
+        for number in range(ROWS):
+            event = chance.choice(events)
+            event["metadata"]["userId"] = f"user_{number}"
+            file.write(json.dumps(event) + "\n")
+    files["json"].write_text("[" + ",\n".join(files["ndjson"].read_text().splitlines()) + "]")
+    return files
+
+
+def import_file(url: str, file: Path) -> float:
+    """Into a new organization, as a command; rows a second."""
+    admin = Admin(url)
+    org_id = f"org-{time.monotonic_ns()}"
+    admin.create_organization(org_id, None)
+    began = time.perf_counter()
+    command = [*FLASK, "import", str(file), "--org", org_id, "--map", "timestamp=created_at"]
+    command = command if file.suffix == ".csv" else command[:-2]
+    subprocess.run(command, env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
+    seconds = time.perf_counter() - began
+    assert admin.quota(org_id).used == ROWS
+    return ROWS / seconds
+
+
+def reading(file: Path) -> float:
+    """Microseconds a row: from the file to the event's JSON text, judged."""
+    columns = backfill.Columns({"timestamp": "created_at"} if file.suffix == ".csv" else {})
+    began = time.perf_counter()
+    with backfill.Source(str(file), None) as source:
+        for _ in backfill.events(source, file.suffix[1:], columns, 2**20):
+            pass
+    return (time.perf_counter() - began) / ROWS * 1e6
+
+
+def main() -> None:
+    lines = [
+        "# Backfill",
+        "",
+        f"`import` of {ROWS:,} rows of the documented example's size, on the machine of results.md; "
+        f"the median of {ROUNDS} rounds.",
+        "",
+        "| file | rows a second | microseconds a row | of that reading, converting and judging |",
+        "|---|---|---|---|",
+    ]
+    with postgres.temporary() as server, tempfile.TemporaryDirectory() as folder:
+        url = server.get_uri()
+        Admin(url).init_db()
+        files = write_files(Path(folder))
+        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
+        for _ in range(ROUNDS):
+            for name, file in files.items():
+                figures[name].append((import_file(url, file), reading(file)))
+        for name, rounds in figures.items():
+            speed, read = (statistics.median(values) for values in zip(*rounds, strict=True))
+            lines.append(f"| {name} | {speed:,.0f} | {1e6 / speed:.1f} | {read:.1f} |")
+    print("\n".join(lines))
+    Path(__file__).with_name("backfill.md").write_text("\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
