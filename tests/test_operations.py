@@ -1,0 +1,287 @@
+"""Day two: pruning, looking at what arrived, upgrading the schema."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from admin import PRUNE_BATCH, Admin
+from tests.service import EVENT, FLASK, ROOT, Account, Service, at_once, flask, wait_for
+
+
+def run(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return flask(*arguments, database_url=account.service.database_url)
+
+
+def at(timestamp: str) -> dict[str, Any]:
+    return {**EVENT, "timestamp": timestamp}
+
+
+# prune
+
+
+def test_old_events_are_pruned(account: Account, new_account: Callable[..., Account]) -> None:
+    other = new_account()
+    for each in (account, other):
+        each.post([at("2026-02-28T23:59:59Z"), at("2026-03-01T00:00:00Z"), at("2026-03-01T00:30:00+01:00"), EVENT])
+    arguments = ["prune", "--before", "2026-03-01", "--org", account.org_id]
+    counted = run(account, *arguments, "--dry-run").stdout.splitlines()
+    assert counted[1].split() == [account.org_id, "2"]
+    assert counted[-1] == "2 events before 2026-03-01T00:00:00Z would be deleted"
+    assert account.count() == 4
+
+    pruned = run(account, *arguments)
+    assert (pruned.returncode, pruned.stderr) == (0, "")
+    assert pruned.stdout == "deleted 2 events before 2026-03-01T00:00:00Z, and 0 expired idempotency keys\n"
+    assert (account.count(), account.used(), other.count()) == (2, 4, 4)
+
+    assert run(account, "prune", "--before", "2026-03-01T00:00:01Z").returncode == 0
+    assert (account.count(), other.count()) == (1, 1)
+    assert run(account, "prune", "--before", "400d", "--org", account.org_id).stdout.startswith("deleted 0 events")
+
+
+def test_pruning_goes_in_batches_past_what_stays(new_account: Callable[..., Account], admin: Admin) -> None:
+    account = new_account(quota=None)
+    for _ in range(3):
+        account.post([at("2020-01-01T00:00:00Z"), EVENT] * 4500)
+    before = datetime(2025, 1, 1, tzinfo=UTC)
+    [prunable] = admin.prunable(before, account.org_id)
+    batches = list(admin.prune_events(prunable, before))
+    assert batches == [PRUNE_BATCH, PRUNE_BATCH, 13_500 - 2 * PRUNE_BATCH]
+    assert account.count() == 13_500
+
+
+def test_expired_idempotency_keys_are_pruned(account: Account, new_account: Callable[..., Account]) -> None:
+    other = new_account()
+    for each in (account, other):
+        for key in "abc":
+            each.post(EVENT, Idempotency_Key=key)
+        each.execute("UPDATE idempotency_keys SET expires_at = now() WHERE key <> 'b' AND org_id = %s", each.org_id)
+    pruned = run(account, "prune", "--before", "2020-01-01", "--org", account.org_id)
+    assert pruned.stdout.endswith("and 2 expired idempotency keys\n")
+    query = "SELECT key FROM idempotency_keys WHERE org_id = %s ORDER BY key"
+    assert account.execute(query, account.org_id) == [("b",)]
+    assert len(account.execute(query, other.org_id)) == 3
+    assert account.post(EVENT, Idempotency_Key="b").headers["Idempotency-Replayed"] == "true"
+
+
+def test_an_import_can_be_repeated_only_after_all_of_a_chunk_is_pruned(account: Account, tmp_path: Path) -> None:
+    file = tmp_path / "a.ndjson"
+    old, new = at("2020-01-01T00:00:00Z"), at("2026-01-01T00:00:00Z")
+    file.write_text("".join(json.dumps(event) + "\n" for event in [old] * 1000 + [old, new]))
+    import_ = ["import", str(file), "--org", account.org_id]
+    assert "stored 1002," in run(account, *import_).stdout
+    run(account, "prune", "--before", "2025-01-01", "--org", account.org_id)
+    assert account.count() == 1
+    query = "SELECT ingested FROM idempotency_keys WHERE org_id = %s"
+    assert account.execute(query, account.org_id) == [(2,)]  # of which one event is there
+    run(account, "prune", "--before", "2027-01-01", "--org", account.org_id)
+    assert account.execute(query, account.org_id) == []
+    assert "stored 1002, already stored 0" in run(account, *import_).stdout
+
+
+# events, usage
+
+
+def test_events_shows_the_newest_last(account: Account) -> None:
+    account.post([{**EVENT, "toolName": f"tool-{i}", "metadata": {"n": i}} for i in range(30)])
+    [header, *lines] = run(account, "events", "--org", account.org_id).stdout.splitlines()
+    assert header.split() == ["received_at", "org_id", "type", "tool_name", "action", "timestamp", "metadata"]
+    assert len(lines) == 20
+    assert re.search(rf"Z  {account.org_id}  tool_call  tool-29 +log .*Z  \{{\"n\": 29\}}$", lines[-1])
+    newest = [json.loads(line) for line in run(account, "events", "--limit", "2", "--json").stdout.splitlines()]
+    assert [event["tool_name"] for event in newest] == ["tool-28", "tool-29"]
+    assert newest[1]["metadata"] == {"n": 29}
+    assert newest[1]["org_id"] == account.org_id
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", newest[1]["received_at"])
+
+
+def test_events_finds_what_came_long_ago(account: Account) -> None:
+    account.post(EVENT)
+    account.execute("UPDATE audit_events SET received_at = '2020-01-01' WHERE org_id = %s", account.org_id)
+    assert len(run(account, "events", "--org", account.org_id, "--json").stdout.splitlines()) == 1
+
+
+def test_events_of_all_organizations_are_found_however_old(
+    create_database: Callable[[], str], start_service: Callable[..., Service]
+) -> None:
+    admin = Admin(create_database())
+    admin.init_db()
+    admin.create_organization("acme", None)
+    account = Account(start_service(admin._database_url), "acme", admin.create_key("acme"))
+    account.post([EVENT] * 3)
+    account.execute("UPDATE audit_events SET received_at = now() - (4 - id) * interval '20 days'")
+    assert [row["id"] for row in admin.newest(None, 10)] == [1, 2, 3]
+    assert [row["id"] for row in admin.newest(None, 1)] == [3]
+
+
+def test_metadata_keeps_its_digits_and_can_not_touch_the_terminal(account: Account) -> None:
+    account.post(b'{"type": "custom", "toolName": "a\\u001b[2J\\u0085b", "metadata": {"n": 1.10000000000000000001}}')
+    shown = run(account, "events", "--org", account.org_id)
+    assert r"a\x1b[2J\x85b" in shown.stdout
+    exact = run(account, "events", "--org", account.org_id, "--json").stdout
+    assert '"metadata": {"n": 1.10000000000000000001}' in exact
+    assert json.loads(exact)["tool_name"] == "a\x1b[2J\x85b"
+
+
+def test_events_can_be_followed_also_when_one_is_committed_late(account: Account) -> None:
+    account.post({**EVENT, "toolName": "before"})
+    process = subprocess.Popen(
+        [*FLASK, "events", "--org", account.org_id, "--follow", "--json"],
+        env={**os.environ, "DATABASE_URL": account.service.database_url, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+
+    def next_tool() -> str:
+        return str(json.loads(process.stdout.readline())["tool_name"])  # type: ignore[union-attr]
+
+    assert next_tool() == "before"
+    with psycopg.connect(account.service.database_url) as slow:
+        slow.execute(
+            """
+            INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+            VALUES (%s, 'custom', 'late', 'log', now(), '{}', now())
+            """,
+            [account.org_id],
+        )
+        account.post([{**EVENT, "toolName": name} for name in ("first", "second")])
+        assert [next_tool(), next_tool()] == ["first", "second"]
+        slow.commit()
+    assert next_tool() == "late"
+    account.post({**EVENT, "toolName": "last"})
+    assert next_tool() == "last"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_usage_is_a_table_of_all_organizations(new_account: Callable[..., Account]) -> None:
+    limited, unlimited = new_account(quota=8), new_account(quota=None)
+    for account in (limited, unlimited):
+        account.post([EVENT] * 3)
+    lines = {line.split()[0]: line.split()[1:] for line in run(limited, "usage").stdout.splitlines()}
+    assert lines["organization"] == ["stored", "quota", "used"]
+    assert lines[limited.org_id] == ["3", "8", "37.5%"]
+    assert lines[unlimited.org_id] == ["3", "unlimited", "-"]
+    rows = {row["organization"]: row for row in json.loads(run(limited, "usage", "--json").stdout)}
+    assert rows[limited.org_id] == {"organization": limited.org_id, "stored": 3, "quota": 8, "used": 0.375}
+    assert rows[unlimited.org_id] == {"organization": unlimited.org_id, "stored": 3, "quota": None, "used": None}
+    assert re.search(rf"^{limited.org_id} +0 ", run(limited, "usage", "--month", "2020-02").stdout, re.MULTILINE)
+
+
+def test_keys_are_listed_for_scripts(account: Account) -> None:
+    [key] = json.loads(run(account, "keys", "list", account.org_id, "--json").stdout)
+    assert key["organization"] == account.org_id
+    assert key["revoked"] is None
+    assert key["created"].endswith("Z")
+    assert account.key[7:] not in str(key)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune"], "Missing option '--before'"),
+        (["prune", "--before", "yesterday"], "'yesterday' is no date: write it as 2026-03-01"),
+        (["prune", "--before", "2026-03-01T10:00"], "names no time zone: add Z for UTC"),
+        (["prune", "--before", "2026-03-01", "--org", "nobody"], "there is no organization 'nobody'"),
+        (["events", "--org", "nobody"], "there is no organization 'nobody'"),
+        (["events", "--org", "nobody", "--follow"], "there is no organization 'nobody'"),
+        (["events", "--limit", "0"], "0 is not in the range"),
+        (["usage", "--month", "2026-13"], "'2026-13' is no month: write it as 2026-03"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(database_url: str, arguments: list[str], message: str) -> None:
+    done = flask(*arguments, database_url=database_url)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr.splitlines()[-1]
+
+
+# init-db
+
+
+def catalog(url: str) -> Any:
+    """The tables as PostgreSQL describes them."""
+    with psycopg.connect(url) as connection:
+        return [
+            connection.execute(query.encode()).fetchall()
+            for query in (
+                """
+                SELECT table_name, column_name, data_type, is_nullable, column_default
+                FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position
+                """,
+                "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
+                "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint ORDER BY 1, 2",
+                "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1",
+                "SELECT version FROM schema_version",
+            )
+        ]
+
+
+@pytest.fixture
+def first_release(create_database: Callable[[], str]) -> str:
+    """A database of the first release, with rows in it."""
+    url = create_database()
+    with psycopg.connect(url) as connection:
+        connection.execute((ROOT / "tests/schema_1.sql").read_bytes())
+        connection.execute("""
+            INSERT INTO schema_version VALUES (1);
+            INSERT INTO organizations VALUES ('acme', 10);
+            INSERT INTO api_keys (org_id, key_hash, prefix) VALUES ('acme', sha256('ig_key'), 'ig_key');
+            INSERT INTO audit_events (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
+            VALUES ('acme', 1, 'custom', 'old', 'log', '2026-01-01', '{"n": 1.10}', '2026-01-01');
+            INSERT INTO monthly_usage VALUES ('acme', date_trunc('month', now() AT TIME ZONE 'UTC'), 0, 1, 10);
+            INSERT INTO idempotency_keys VALUES ('acme', 'a', '\\x00', 1, 9, now() + interval '1 day');
+        """)
+    return url
+
+
+def test_an_older_schema_is_upgraded_with_its_rows(
+    first_release: str, create_database: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(first_release)
+    assert service.get("/readyz").status == 503
+    for done in at_once(4, lambda _: flask("init-db", database_url=first_release)):
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "the schema is ready\n")
+    fresh = create_database()
+    Admin(fresh).init_db()
+    assert catalog(first_release) == catalog(fresh)
+    assert service.get("/readyz").status == 200
+    account = Account(service, "acme", Admin(first_release).create_key("acme"))
+    assert account.post(EVENT).json["meta"] == {"remainingQuota": 8}
+    file = tmp_path / "a.ndjson"
+    file.write_text(json.dumps(EVENT))
+    for stored in (1, 0):
+        assert f"stored {stored}," in run(account, "import", str(file), "--org", "acme").stdout
+    assert account.rows("tool_name, api_key_id, metadata::text")[0] == ("old", 1, '{"n": 1.10}')
+    assert account.count() == 3
+
+
+def test_a_newer_schema_is_refused(create_database: Callable[[], str]) -> None:
+    url = create_database()
+    Admin(url).init_db()
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE schema_version SET version = version + 1")
+    before = catalog(url)
+    done = flask("init-db", database_url=url)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: the schema has version \d+, newer than this program's \d+\n", done.stderr)
+    assert catalog(url) == before
+
+
+def test_an_upgrade_does_not_wait_behind_a_long_transaction(first_release: str) -> None:
+    with psycopg.connect(first_release) as reader:
+        reader.execute("SELECT * FROM audit_events")
+        done = flask("init-db", database_url=first_release)
+        assert (done.returncode, done.stderr[:30]) == (1, "Error: PostgreSQL took too long"[:30])
+    wait_for(lambda: flask("init-db", database_url=first_release).returncode == 0)
