@@ -9,6 +9,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
@@ -26,6 +27,8 @@ log = logging.getLogger("igris")
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
 MEDIA_TYPE = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
+
+OPENAPI = Path(__file__).with_name("openapi.yaml").read_text()
 
 ingest = Blueprint("ingest", __name__)
 
@@ -176,16 +179,16 @@ def store() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
 
 
-probes = Blueprint("probes", __name__)
+public = Blueprint("public", __name__)  # no key needed
 
 
-@probes.get("/healthz")
+@public.get("/healthz")
 def healthz() -> Response:
     """The process answers, whatever the database does."""
     return answer({"status": "ok"})
 
 
-@probes.get("/readyz")
+@public.get("/readyz")
 def readyz() -> Response:
     """Requests can be served: PostgreSQL answers and the schema is there."""
     try:
@@ -193,6 +196,12 @@ def readyz() -> Response:
     except storage.Unavailable as error:
         return answer({"status": "unavailable", "reason": str(error)}, 503)
     return answer({"status": "ok"})
+
+
+@public.get("/openapi.yaml")
+def openapi() -> Response:
+    """What clients may rely on, for programs."""
+    return Response(OPENAPI, headers=[("Content-Type", "application/yaml"), ("Cache-Control", "no-store")])
 
 
 def refuse(
@@ -293,6 +302,6 @@ def create_app() -> Flask:
     for exception, refusal in REFUSALS.items():
         app.register_error_handler(exception, refusal)
     app.register_blueprint(ingest)
-    app.register_blueprint(probes)
+    app.register_blueprint(public)
     cli.init_app(app)
     return app
