@@ -30,6 +30,13 @@ def quota(text: str) -> int | None:
     return None if text == "unlimited" else _integer(0, 10**15)(text)
 
 
+def _statsd_host(text: str) -> str | None:
+    host, _, port = text.rpartition(":")
+    if text and (not host or not port.isdecimal() or not 0 < int(port) < 65536):
+        raise ValueError("must be a host and a port, such as 127.0.0.1:8125")
+    return text or None
+
+
 def _log_level(text: str) -> str:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError("must be debug, info, warning or error")
@@ -47,6 +54,7 @@ SETTINGS = (
     Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "of a new organization; or `unlimited`"),
     Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "how long an Idempotency-Key is kept"),
     Setting("LOG_LEVEL", "info", _log_level, "debug, info, warning or error"),
+    Setting("STATSD_HOST", "", _statsd_host, "where gunicorn sends its metrics, as host:port; none if it is empty"),
 )
 
 

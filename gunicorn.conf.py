@@ -67,6 +67,8 @@ threads = _settings["THREADS"]
 keepalive = 75  # longer than a proxy keeps idle connections: else it sends into one that is just closed, a 502
 accesslog = None  # the application writes a line for each request itself
 loglevel = _settings["LOG_LEVEL"]
+statsd_host = _settings["STATSD_HOST"]
+statsd_prefix = "igris"
 control_socket_disable = True
 forwarder_headers = ""  # else SCRIPT_NAME of a request would change its path
 

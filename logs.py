@@ -1,4 +1,4 @@
-"""What is logged: a line of JSON for each request on standard output, all else on standard error."""
+"""What is logged: a line a request on standard output (text on a terminal, else JSON), all else on standard error."""
 
 import json
 import logging
@@ -44,8 +44,19 @@ def end(response: Response) -> Response:
     line["status"] = response.status_code
     line["ms"] = round((time.perf_counter() - g.began) * 1000, 2)
     with suppress(OSError):  # nobody reads the log: no reason to refuse a request
-        os.write(STANDARD_OUTPUT, (json.dumps(line) + "\n").encode())
+        os.write(STANDARD_OUTPUT, (_plain(line) if _terminal else json.dumps(line) + "\n").encode())
     return response
+
+
+_terminal = os.isatty(STANDARD_OUTPUT)
+
+
+def _plain(line: dict[str, Any]) -> str:
+    stored = f", {line['organization']}: {line['ingested']} stored, {line['rejected']} rejected"
+    return (
+        f"{line['time'][11:19]} {line['method']} {line['path'] or '(no such path)'} {line['status']} "
+        f"in {line['ms']} ms{stored if line['organization'] else ''}\n"
+    )
 
 
 class RequestIdFilter(logging.Filter):
