@@ -11,9 +11,7 @@ import os
 import platform
 import random
 import shutil
-import socket
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,7 +24,7 @@ import psycopg
 from admin import Admin
 from bench import load
 from dev import postgres
-from tests.service import Service, free_port, wait_for
+from tests.service import Nginx, Service
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -125,31 +123,6 @@ class Bench:
         self.sql.execute("SELECT pg_reload_conf()")
 
 
-@contextlib.contextmanager
-def nginx(upstream: int) -> Iterator[int]:
-    """A plain nginx in front of a port; its own port."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        configuration = Path(folder, "nginx.conf")
-        configuration.write_text(f"""
-            daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-            events {{ worker_connections 1024; }}
-            http {{
-                access_log off; client_max_body_size 10m; client_body_buffer_size 1m; client_body_temp_path {folder};
-                upstream service {{ server 127.0.0.1:{upstream}; keepalive 64; }}
-                server {{
-                    listen 127.0.0.1:{port};
-                    location / {{ proxy_pass http://service; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-                }}
-            }}
-        """)
-        process = subprocess.Popen(["nginx", "-c", configuration, "-p", folder])
-        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
-        yield port
-        process.terminate()
-        process.wait()
-
-
 def plot(by_size: dict[int, dict[str, Figure]], by_connections: dict[int, dict[str, Figure]]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for name in next(iter(by_size.values())):
@@ -224,7 +197,9 @@ def main() -> None:
             table("By connections", "connections, 1 event", {str(n): by_connections[n] for n in by_connections}),
         ]
         if shutil.which("nginx"):
-            through = ours._replace(name="through nginx", port=stack.enter_context(nginx(port)))
+            nginx = Nginx(port, folder, {"rate=300r/s": "rate=1000000r/s"}).start()
+            stack.callback(nginx.stop)
+            through = ours._replace(name="through nginx", port=nginx.port)
             rows = {f"{size:,}": bench.measure([ours, through], size, 8) for size in (1, 100, 1_000)}
             tables.append(table("Through nginx", "events a batch, 8 connections", rows))
         with bench.slow_commit():

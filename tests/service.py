@@ -55,11 +55,12 @@ class Service:
     """A gunicorn with its workers, on a port of its own; its output goes to a file."""
 
     def __init__(self, database_url: str, log: Path, application: str = "app:create_app()", **settings: Any) -> None:
-        self.application = application
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url
         self.log = log
+        self.folder = ROOT
+        self.command = ["sh", "-c", WEB.replace("app:create_app()", application)]
         self.environ = {
             **{name: value for name, value in os.environ.items() if name not in ("MAX_BODY_BYTES", "THREADS")},
             "DATABASE_URL": database_url,
@@ -72,9 +73,8 @@ class Service:
     def start(self) -> "Service":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                WEB.replace("app:create_app()", self.application),
-                shell=True,
-                cwd=ROOT,
+                self.command,
+                cwd=self.folder,
                 env=self.environ,
                 stdout=log,
                 stderr=log,
@@ -120,6 +120,56 @@ class Service:
                 **{name.replace("_", "-"): value for name, value in headers.items()},
             },
         )
+
+
+class Nginx(Service):
+    """An nginx with deploy/nginx.conf in front of a port: only addresses, folders and what is `replaced` are others."""
+
+    def __init__(self, upstream: int, folder: Path, replaced: dict[str, str]) -> None:
+        super().__init__("", folder / "igris-access.log")
+        text = (ROOT / "deploy/nginx.conf").read_text()
+        addresses = {
+            "listen 80;": f"listen 127.0.0.1:{self.port};",
+            "server 127.0.0.1:8000;": f"server 127.0.0.1:{upstream};",
+            "/var/log/nginx": str(folder),
+        }
+        for old, new in {**addresses, **replaced}.items():
+            assert old in text
+            text = text.replace(old, new)
+        (folder / "igris.conf").write_text(text)
+        self.file = folder / "nginx.conf"
+        self.file.write_text(f"""
+            daemon off; pid {folder}/pid; error_log {folder}/error.log;
+            {"user root;" if os.geteuid() == 0 else ""}
+            events {{ worker_connections 1024; }}
+            http {{
+                client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+                scgi_temp_path {folder}/scgi; uwsgi_temp_path {folder}/uwsgi;
+                include {folder}/igris.conf;
+            }}
+        """)
+
+    def start(self) -> "Nginx":
+        self.process = subprocess.Popen(["nginx", "-c", self.file])
+        wait_for(self.listens)
+        return self
+
+    def listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def send(self, data: bytes) -> Answer:
+        """The answer to bytes that are sent as they are."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as client:
+            client.sendall(data)
+            headers = urllib3.HTTPHeaderDict()
+            head, _, body = client.recv(100_000).partition(b"\r\n\r\n")
+            status, *lines = head.decode().split("\r\n")
+            for line in lines:
+                headers.add(*line.split(": ", 1))
+            while len(body) < int(headers["Content-Length"]):
+                body += client.recv(100_000)
+            return Answer(int(status.split()[1]), headers, body)
 
 
 class Account:

@@ -1,0 +1,211 @@
+"""deploy/nginx.conf: a real nginx with this very file in front of the service."""
+
+import gzip
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+from tests.service import EVENT, PATH, ROOT, Account, Nginx, Service, assert_refused, at_once, wait_for
+
+pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+
+MAX_BODY_BYTES = int(next(setting.default or "" for setting in config.SETTINGS if setting.name == "MAX_BODY_BYTES"))
+
+
+@pytest.fixture
+def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
+    running: list[Nginx] = []
+
+    def start(upstream: int, **replaced: str) -> Nginx:
+        running.append(Nginx(upstream, tmp_path, replaced).start())
+        return running[-1]
+
+    yield start
+    for nginx in running:
+        nginx.stop()
+
+
+@pytest.fixture
+def account(account: Account, start_nginx: Callable[..., Nginx]) -> Account:
+    """Posts through nginx."""
+    nginx = start_nginx(account.service.port)
+    nginx.database_url = account.service.database_url
+    return Account(nginx, account.org_id, account.key)
+
+
+def test_its_limits_agree_with_the_services() -> None:
+    nginx = (ROOT / "deploy/nginx.conf").read_text()
+    assert f"client_max_body_size {MAX_BODY_BYTES};" in nginx
+    [upstream_keepalive] = re.findall(r"^    keepalive_timeout (\d+)s;  #", nginx, re.MULTILINE)
+    [keepalive] = re.findall(r"^keepalive = (\d+)", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert int(upstream_keepalive) < int(keepalive)
+    assert "proxy_read_timeout 30s;" in nginx
+    assert "| nginx | gunicorn's answer (`proxy_read_timeout`) | 30 |" in (ROOT / "README.md").read_text()
+
+
+def test_nginx_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
+    checked = subprocess.run(
+        ["nginx", "-t", "-c", Nginx(8000, tmp_path, {}).file], capture_output=True, text=True, check=True
+    )
+    assert "warn" not in checked.stderr
+    assert "syntax is ok" in checked.stderr
+
+
+def test_the_contract_holds_through_it(account: Account) -> None:
+    answer = account.post([EVENT, EVENT], Idempotency_Key="a", X_Request_Id="abc")
+    assert (answer.status, answer.json) == (
+        200,
+        {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}},
+    )
+    assert (answer.headers["X-Request-Id"], answer.headers["Cache-Control"]) == ("abc", "no-store")
+    assert account.post([EVENT, EVENT], Idempotency_Key="a").headers["Idempotency-Replayed"] == "true"
+    assert_refused(account.post([EVENT], Idempotency_Key="a"), 422, "Idempotency-Key reused")
+    assert account.post([EVENT, {}], Prefer="handling=lenient").headers["Preference-Applied"] == "handling=lenient"
+    assert account.post(gzip.compress(json.dumps(EVENT).encode()), Content_Encoding="gzip").status == 200
+    assert account.post(iter([b'{"type": "custom", ', b'"toolName": "x"}'])).status == 200
+    assert account.count() == account.used() == 5
+    assert_refused(account.post({}), 400, "Validation failed")
+    assert_refused(account.post(b"{"), 400, "Invalid JSON")
+    assert_refused(account.post(EVENT, Content_Type="text/plain"), 415, "Unsupported media type")
+    refused = account.service.post(EVENT, "ig_" + "x" * 40)
+    assert_refused(refused, 401, "Unauthorized")
+    assert refused.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
+    assert_refused(account.service.get("/nowhere"), 404, "Not found")
+    assert account.service.request("DELETE", PATH).headers["Allow"] == "POST"
+    assert account.service.get("/readyz").json == {"status": "ok"}
+
+
+def test_the_largest_body_passes_and_a_larger_one_is_refused_by_nginx(account: Account) -> None:
+    event = json.dumps(EVENT).encode()
+    assert account.post(event.ljust(MAX_BODY_BYTES)).status == 200
+    answer = account.service.send(  # type: ignore[attr-defined]
+        b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (PATH.encode(), MAX_BODY_BYTES + 1)
+    )
+    assert_refused(answer, 413, "Payload too large")
+    assert answer.json["details"][0]["message"] == f"The body must be at most {MAX_BODY_BYTES} bytes: split the batch"
+    assert account.count() == 1
+
+
+def test_nginx_answers_what_is_no_http_in_the_same_shape(account: Account) -> None:
+    for data, status, error in (
+        (b"nonsense\r\n\r\n", 400, "Bad request"),
+        (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 40_000), 414, "URI too long"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"x" * 40_000), 431, "Request header fields too large"),
+    ):
+        assert_refused(account.service.send(data), status, error)  # type: ignore[attr-defined]
+
+
+def test_a_dead_service_is_said_so(account: Account, start_nginx: Callable[..., Nginx], tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        account.service.stop()
+        nginx = start_nginx(silent.getsockname()[1], **{"proxy_read_timeout 30s": "proxy_read_timeout 1s"})
+        answer = nginx.post(EVENT, account.key, X_Request_Id="abc")
+        assert_refused(answer, 502, "Bad gateway")
+        assert (answer.headers["Retry-After"], answer.headers["X-Request-Id"]) == ("2", "abc")
+        silent.listen()
+        answer = nginx.post(EVENT, account.key)
+        assert_refused(answer, 504, "Gateway timeout")
+        assert answer.headers["Retry-After"] == "2"
+    assert_refused(nginx.get("/readyz"), 502, "Bad gateway")
+
+
+def test_an_answer_of_the_service_is_not_replaced(
+    start_service: Callable[..., Service], start_nginx: Callable[..., Nginx]
+) -> None:
+    away = start_service("postgresql://igris@127.0.0.1:1/igris")
+    answer = start_nginx(away.port).post(EVENT, "ig_" + "x" * 40)
+    assert_refused(answer, 503, "Service unavailable")
+    assert 1 <= int(answer.headers["Retry-After"]) <= 5
+
+
+def test_slow_senders_do_not_hold_up_others(account: Account) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json"
+    body = json.dumps(EVENT).encode()
+    slow = []
+    for _ in range(200):
+        slow.append(socket.create_connection(("127.0.0.1", account.service.port), timeout=20))
+        slow[-1].sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+    latencies = []
+    for _ in range(200):
+        began = time.monotonic()
+        assert account.post(EVENT).status == 200
+        latencies.append(time.monotonic() - began)
+    assert max(latencies) < 5  # a worker's thread that waited for a slow one would take 10 s
+    for each in slow:
+        each.sendall(body[-1:])
+    assert [each.recv(10_000)[9:12] for each in slow] == [b"200"] * 200
+    for each in slow:
+        each.close()
+    assert account.count() == account.used() == 400
+
+
+def test_too_many_requests_are_refused_by_nginx(account: Account) -> None:
+    def flood(_: int) -> bytes:
+        """As many requests on a connection as nginx takes, without waiting for answers."""
+        received = b""
+        with socket.create_connection(("127.0.0.1", account.service.port), timeout=20) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 999 + b"GET /healthz HTTP/1.0\r\n\r\n")
+            while data := client.recv(100_000):
+                received += data
+        return received
+
+    received = b"".join(at_once(4, flood))
+    assert received.count(b"HTTP/1.1 200 OK") >= 600
+    refused = received.count(b"HTTP/1.1 429 Too Many Requests")
+    assert refused > 0
+    assert received.count(b"Retry-After: 1\r\n") == refused
+    assert received.count(b'{"error": "Too many requests", "details"') == refused
+    assert received.count(b"HTTP/1.1 ") == 4000
+
+
+def test_neither_keys_nor_paths_are_logged(account: Account, tmp_path: Path) -> None:
+    account.post(EVENT, X_Request_Id="abc")
+    account.post(EVENT, X_Request_Id=account.key)
+    account.service.request("GET", f"/{account.key}?key={account.key}")
+    account.service.send(f"GET /{account.key} HTTP/1.1\r\n\r\n".encode())  # type: ignore[attr-defined]
+    account.service.stop()
+    lines = [json.loads(line) for line in account.service.output().splitlines()]
+    assert [line["status"] for line in lines] == [200, 200, 404, 400]
+    assert lines[0]["requestId"] == "abc"
+    assert all(re.fullmatch(r"[0-9a-f]{32}", line["requestId"]) for line in lines[1:])
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
+    logs = "".join(file.read_text() for file in tmp_path.glob("*.log"))
+    assert account.key[3:] not in logs
+
+
+def test_a_reload_of_the_service_loses_no_request(
+    new_account: Callable[..., Account], start_service: Callable[..., Service], start_nginx: Callable[..., Nginx]
+) -> None:
+    service = start_service()
+    nginx = start_nginx(service.port, **{"rate=300r/s": "rate=90000r/s"})
+    account = new_account(quota=None, service=service)
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def send() -> None:
+        while not done.is_set():
+            statuses.append(nginx.post(EVENT, account.key).status)
+
+    senders = [threading.Thread(target=send) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    for reloads in range(1, 4):
+        wait_for(lambda: len(statuses) > 100 * reloads)  # noqa: B023
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: service.output().count("Worker exiting") == 2 * reloads)  # noqa: B023
+    done.set()
+    for sender in senders:
+        sender.join()
+    assert set(statuses) == {200}
+    assert account.count() == len(statuses)
