@@ -1,5 +1,9 @@
-"""The settings: every environment variable that the service reads, with its default and its meaning."""
+"""The settings: every environment variable that the service reads, with its default and its meaning.
 
+`python -m config` prints them as JSON, but for the secret one.
+"""
+
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -73,3 +77,7 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         except ValueError as error:
             raise SystemExit(f"igris-ingest: {name} {error}") from None
     return values
+
+
+if __name__ == "__main__":
+    print(json.dumps({name: value for name, value in load().items() if name != "DATABASE_URL"}))

@@ -5,18 +5,26 @@ import json
 import secrets
 import socket
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from gunicorn import util
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
-from config import load
-
 CLIENT_TIMEOUT = 10
 """Seconds without a byte from a client, or taken by it."""
 
-_settings = load()  # here too, so that a senseless value stops the start and not each worker
+# Here too, so that a senseless value stops the start and not each worker. In a process of its own, so that this one,
+# from which the workers come, holds none of the program: a reload (SIGHUP) takes up new code.
+_loaded = subprocess.run(
+    [sys.executable, "-m", "config"], cwd=Path(__file__).parent, stdout=subprocess.PIPE, check=False
+)
+if _loaded.returncode:
+    sys.exit(_loaded.returncode)
+_settings = json.loads(_loaded.stdout)
 
 
 class Worker(ThreadWorker):

@@ -78,8 +78,8 @@ def test_every_route_and_refusal_is_described(service: Service) -> None:
 def test_schemathesis_finds_nothing(new_account: Callable[..., Account], tmp_path: Path) -> None:
     account = new_account(quota=None)
     command = [
-        BIN / "schemathesis", f"--config-file={ROOT}/tests/schemathesis.toml",
-        "run", ROOT / "openapi.yaml",
+        str(BIN / "schemathesis"), f"--config-file={ROOT}/tests/schemathesis.toml",
+        "run", str(ROOT / "openapi.yaml"),
         "--url", account.service.url, "--header", f"Authorization: Bearer {account.key}",
         "--phases", "examples,coverage,fuzzing,stateful", "--checks", "all", "--max-examples", "100", "--seed", "1",
         "--continue-on-failure", "--no-color",

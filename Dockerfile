@@ -1,0 +1,17 @@
+FROM python:3.13-slim AS install
+COPY requirements.txt .
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --requirement requirements.txt
+
+FROM python:3.13-slim
+RUN useradd --system --no-create-home igris
+WORKDIR /opt/igris-ingest
+COPY --from=install /opt/venv /opt/venv
+COPY *.py schema.sql openapi.yaml Procfile ./
+COPY deploy deploy
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER igris
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 8000}/healthz', timeout=2)"]
+# other containers have to reach it; nothing else should: see compose.yaml
+CMD ["gunicorn", "--bind", "0.0.0.0:8000", "app:create_app()"]

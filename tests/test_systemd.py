@@ -1,0 +1,101 @@
+"""deploy/*.service and what systemd expects of gunicorn: readiness, reload, stop."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.service import EVENT, ROOT, Account, Service, wait_for
+
+UNITS = sorted(path.name for path in (ROOT / "deploy").iterdir() if path.suffix in (".service", ".timer"))
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    for name in UNITS:
+        installed = (ROOT / "deploy" / name).read_text().replace("/opt/igris-ingest", str(ROOT))
+        (tmp_path / name).write_text(installed)
+    command = ["systemd-analyze", "verify", "--man=no", *UNITS]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_its_exposure_is_what_the_documentation_says() -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "deploy/igris-ingest.service"]
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    [exposure] = re.findall(r"exposure level for igris-ingest.service: ([\d.]+)", report)
+    [documented] = re.findall(r"exposure level of ([\d.]+)", (ROOT / "docs/operations.md").read_text())
+    assert float(exposure) <= float(documented)
+
+
+def test_the_units_name_what_is_there() -> None:
+    for name in UNITS:
+        text = (ROOT / "deploy" / name).read_text()
+        for path in re.findall(r"/opt/igris-ingest/(\S+)", text):
+            assert (ROOT / path).exists(), path
+        for command in re.findall(r"^ExecStart=\S+/flask --app app (.+)$", text, re.MULTILINE):
+            assert command == "prune --before 400d"
+    unit = (ROOT / "deploy/igris-ingest.service").read_text()
+    web = re.findall(r"^ExecStart=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
+    assert f"web: {web[0]}" in (ROOT / "Procfile").read_text()
+
+
+def test_gunicorn_says_when_it_is_ready(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(15)
+        start_service(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert "READY=1" in systemd.recv(1000).decode()
+
+
+def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], database_url: str, tmp_path: Path) -> None:
+    for file in [*ROOT.glob("*.py"), ROOT / "openapi.yaml", ROOT / "schema.sql"]:
+        shutil.copy(file, tmp_path)
+    service = Service(database_url, tmp_path / "log")
+    service.folder = tmp_path
+    account = new_account(service=service.start())
+    body = b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
+    try:
+        assert account.post(body).json["details"][0]["message"].startswith("A number is too large")
+        for name in ("storage.py", "config.py"):
+            changed = (tmp_path / name).read_text().replace("A number is too large", "That is no number")
+            (tmp_path / name).write_text(changed.replace("10 * 2**20", "100"))
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: service.output().count("Worker exiting") == 2)
+        assert account.post(body).json["details"][0]["message"].startswith("That is no number")
+        assert account.post(body + b" " * 50).status == 413
+    finally:
+        service.stop()
+
+
+def test_a_stop_under_load_cuts_off_no_answer(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    """Who is connected gets an answer or no connection; what was stored was answered."""
+    service = start_service()
+    account = new_account(quota=None, service=service)
+    stored: list[int] = []
+
+    def send() -> None:
+        while True:
+            try:
+                stored.append(account.post(EVENT).status)
+            except Exception:  # noqa: BLE001
+                return
+
+    senders = [threading.Thread(target=send) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    wait_for(lambda: len(stored) > 100)
+    service.stop()
+    for sender in senders:
+        sender.join()
+    assert set(stored) == {200}
+    assert account.count() == len(stored)
