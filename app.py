@@ -296,7 +296,10 @@ def create_app() -> Flask:
     app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.url_map.merge_slashes = False  # else // is answered with a redirect
     app.extensions["storage"] = storage.Storage(
-        settings["DATABASE_URL"], settings["THREADS"], settings["IDEMPOTENCY_DAYS"]
+        settings["DATABASE_URL"],
+        settings["THREADS"],
+        settings["IDEMPOTENCY_DAYS"],
+        prepare=settings["PREPARED_STATEMENTS"],
     )
     logs.init_app(app, settings["LOG_LEVEL"])
     for exception, refusal in REFUSALS.items():

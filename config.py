@@ -34,6 +34,12 @@ def quota(text: str) -> int | None:
     return None if text == "unlimited" else _integer(0, 10**15)(text)
 
 
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
 def _statsd_host(text: str) -> str | None:
     host, _, port = text.rpartition(":")
     if text and (not host or not port.isdecimal() or not 0 < int(port) < 65536):
@@ -58,6 +64,7 @@ SETTINGS = (
     Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "of a new organization; or `unlimited`"),
     Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "how long an Idempotency-Key is kept"),
     Setting("LOG_LEVEL", "info", _log_level, "debug, info, warning or error"),
+    Setting("PREPARED_STATEMENTS", "on", _switch, "`off` for a PgBouncer in transaction mode before its version 1.21"),
     Setting("STATSD_HOST", "", _statsd_host, "where gunicorn sends its metrics, as host:port; none if it is empty"),
 )
 

@@ -287,7 +287,7 @@ class Storage:
     The pool opens at the first request, after gunicorn's fork.
     """
 
-    def __init__(self, database_url: str, connections: int, idempotency_days: int) -> None:
+    def __init__(self, database_url: str, connections: int, idempotency_days: int, *, prepare: bool = True) -> None:
         self._idempotency_days = idempotency_days
         self._conninfo = _conninfo(database_url)
         self._unreachable_until = 0.0
@@ -295,7 +295,7 @@ class Storage:
         self._pool = ConnectionPool(
             _conninfo(database_url, TIMEOUTS),
             connection_class=_ImpatientConnection,
-            kwargs={"autocommit": True, "prepare_threshold": 0},
+            kwargs={"autocommit": True, "prepare_threshold": 0 if prepare else None},
             open=False,
             min_size=connections,
             max_size=connections,
@@ -432,6 +432,8 @@ def _raise_translated(error: psycopg.Error) -> NoReturn:
         raise Unstorable(UNSTORABLE.get(sqlstate, words)) from None
     if sqlstate in ("42P01", "42703", "3F000"):  # undefined table, column or schema
         raise Unavailable("the schema is missing or of another version: run init-db") from error
+    if sqlstate in ("26000", "42P05"):  # a prepared statement that is not there, or is there already
+        raise Unavailable("prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off") from error
     if sqlstate in ("55P03", "57014"):  # lock not available, query canceled
         raise Unavailable("PostgreSQL took too long") from error
     if isinstance(error, psycopg.ProgrammingError) and not sqlstate:

@@ -137,6 +137,9 @@ def test_a_database_that_is_away_is_one_clear_line() -> None:
         ("DEFAULT_MONTHLY_QUOTA", "lots"),
         ("IDEMPOTENCY_DAYS", "0"),
         ("LOG_LEVEL", "loud"),
+        ("PREPARED_STATEMENTS", "maybe"),
+        ("STATSD_HOST", "8125"),
+        ("STATSD_HOST", "127.0.0.1:udp"),
     ],
 )
 def test_a_setting_that_makes_no_sense_stops_the_start(
