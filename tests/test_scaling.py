@@ -1,0 +1,125 @@
+"""docs/operations.md, deploy/partitions.sql, deploy/citus.sql: their SQL runs, on the schema as it is."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+import admin as admin_module
+import storage
+from admin import Admin
+from tests.service import EVENT, ROOT, Account, Service, flask
+
+QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def own_account(create_database: Callable[[], str], start_service: Callable[..., Service]) -> Account:
+    """An account in a database of its own, with some events."""
+    admin = Admin(create_database())
+    admin.init_db()
+    admin.create_organization("acme", 100)
+    account = Account(start_service(admin._database_url), "acme", admin.create_key("acme", "openai"))
+    account.post([EVENT] * 7 + [{**EVENT, "action": "deny", "toolName": "delete_all"}])
+    return account
+
+
+def psql(account: Account, *arguments: str) -> None:
+    command = ["psql", account.service.database_url, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_questions_of_the_documentation_have_answers(own_account: Account) -> None:
+    admin = Admin(own_account.service.database_url)
+    admin.create_key("acme", "silent")
+    own_account.execute("UPDATE api_keys SET created_at = now() - interval '2 days'")
+    own_account.execute("ANALYZE audit_events")
+    by_hour, denied, silent, disk, quota = [own_account.execute(sql.replace("%", "%%")) for sql in QUESTIONS]
+    assert [(row[1], row[2]) for row in by_hour] == [("generate_report", 7), ("delete_all", 1)]
+    assert [row[1:4] for row in denied] == [("acme", "openai", "delete_all")]
+    assert [(row[0], row[1], row[3]) for row in silent] == [("acme", "silent", None)]
+    [(_, events, bytes_per_event, *_)] = disk
+    assert events == 8
+    assert bytes_per_event > 100
+    [(org_id, used, monthly_quota, percent, expected)] = quota
+    assert (org_id, used, monthly_quota, percent) == ("acme", 8, 100, 8)
+    assert expected >= 7
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path) -> None:
+    for _ in range(2):
+        psql(own_account, "-f", "deploy/partitions.sql")
+    query = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_events'::regclass"
+    assert own_account.execute(query) == [(14,)]  # what was there, the default, and 12 months
+    own_account.post([EVENT] * 3)
+    own_account.execute("""
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        SELECT 'acme', 'custom', 'x', 'log', now(), '{}', now() + months * interval '1 month'
+        FROM generate_series(1, 20) AS months
+    """)
+    ids = [row[0] for row in own_account.rows("id")]
+    assert ids == list(range(1, 32))
+    assert own_account.execute("SELECT count(*) FROM audit_events_first") == [(11,)]
+    [(late,)] = own_account.execute("SELECT count(*) FROM audit_events_default")
+    assert late in (8, 9)
+    psql(own_account, "-v", "password=secret", "-f", "deploy/roles.sql")
+    url = own_account.service.database_url
+    assert flask("init-db", database_url=url).returncode == 0
+    assert len(flask("events", "--limit", "100", database_url=url).stdout.splitlines()) == 32
+    file = tmp_path / "a.ndjson"
+    file.write_text('{"type": "custom", "toolName": "x"}')
+    assert flask("import", str(file), "--org", "acme", database_url=url).returncode == 0
+    assert Admin(url).prunable(datetime.now(UTC), None)[0].events == 32
+    assert "deleted 32 events" in flask("prune", "--before", "0d", database_url=url).stdout
+    assert own_account.rows() == []
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_citus_gets_every_table_by_a_column_of_its_unique_keys(own_account: Account) -> None:
+    """There is no Citus here: functions of the same names say what they are asked for."""
+    own_account.execute("""
+        CREATE TABLE asked (name regclass, by text, like_table text);
+        CREATE FUNCTION create_reference_table(name regclass) RETURNS void
+            LANGUAGE sql AS $$ INSERT INTO asked VALUES (name, NULL, NULL) $$;
+        CREATE FUNCTION create_distributed_table(name regclass, by text, colocate_with text) RETURNS void
+            LANGUAGE sql AS $$ INSERT INTO asked VALUES (name, by, colocate_with) $$;
+    """)
+    psql(own_account, "-f", "deploy/citus.sql")
+    asked = own_account.execute("SELECT name::text, by FROM asked")
+    query = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    tables = own_account.execute(query)
+    assert {name for name, _ in asked} == {name for (name,) in tables} - {"asked"}
+    for name, by in asked:
+        keys = own_account.execute(
+            """
+            SELECT array_agg(a.attname::text) FROM pg_index i
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+            WHERE i.indrelid = %s::regclass AND i.indisunique GROUP BY i.indexrelid
+            """,
+            name,
+        )
+        identity = own_account.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attidentity <> ''", name
+        )
+        assert identity == []
+        if by:
+            assert all(by in columns for (columns,) in keys)
+
+
+def test_every_statement_that_writes_has_its_organization_as_a_parameter() -> None:
+    written = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (audit_events|monthly_usage|idempotency_keys)\b")
+    statements = {
+        name: sql
+        for module in (storage, admin_module)
+        for name, sql in vars(module).items()
+        if isinstance(sql, str) and written.search(sql)
+    }
+    assert {"STORE", "FORGET", "LOCK_USAGE", "PRUNE_EVENTS", "PRUNE_CHUNKS", "PRUNE_KEYS"} <= set(statements)
+    for name, sql in statements.items():
+        assert sql.count("%(org_id)s") >= len(written.findall(sql)), name
