@@ -134,15 +134,15 @@ class Chunks:
         self._connection = connection
         self._org_id = org_id
 
-    def stored(self, keys: list[str]) -> int:
-        """How many keys there are up to the last one under which a chunk was stored before."""
+    def stored(self, keys: list[str]) -> dict[int, int]:
+        """Which of the keys (the first is 1) a chunk was stored under before, and how many events it has."""
+        numbers = {CHUNK_KEY + key: number for number, key in enumerate(keys, 1)}
         with storage.translated():
             rows = self._connection.execute(
-                "SELECT key FROM idempotency_keys WHERE org_id = %s AND key = ANY(%s)",
-                [self._org_id, [CHUNK_KEY + key for key in keys]],
+                "SELECT key, ingested FROM idempotency_keys WHERE org_id = %s AND key = ANY(%s)",
+                [self._org_id, list(numbers)],
             ).fetchall()
-        stored = {key.removeprefix(CHUNK_KEY) for (key,) in rows}
-        return max((number for number, key in enumerate(keys, 1) if key in stored), default=0)
+        return {numbers[key]: ingested for key, ingested in rows}
 
     def store(self, events: list[str], key: str) -> bool:
         """Stores events, as JSON, in one transaction; False: that was done before. `key` is a SHA-256 in hexadecimal.

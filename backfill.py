@@ -525,19 +525,24 @@ def _shown(raw: bytes) -> str:
 class Import:
     """Stores events in chunks, exactly once, however often it is interrupted and begun anew.
 
-    A chunk is stored under an idempotency key that is made from all events up to its end. An earlier run of the same
-    file left the keys of a beginning of it, so what it stored is passed over, and the rest is new. The keys last as
-    long as the events.
+    A chunk is stored under an idempotency key that is made from all events up to its end. So each event is asked
+    whether a chunk ended with it in an earlier run of the same file, and what such a chunk covers is passed over. A
+    chunk is stored only when the one after it has been read, too: an earlier chunk that covers an event ends there.
     """
 
     def __init__(self, chunks: Chunks | None, on_reject: Callable[[Reject], None]) -> None:
         """Without `chunks` nothing is stored."""
         self._chunks = chunks
         self._on_reject = on_reject
-        self._chain = hashlib.sha256()
-        self._began_earlier = True
+        self._done = 0  # events that are stored or passed over
+        self._done_hash = hashlib.sha256()
         self._pending: list[Event] = []
-        self._pending_bytes = 0
+        self._pending_hash = hashlib.sha256()
+        self._keys: list[str] = []  # of the pending events
+        self._asked = 0  # how many of them
+        self._stored: dict[int, int] = {}  # the end of each chunk found among them, and its events
+        self._limits: list[int] = []  # where the next chunks would end among the pending events
+        self._rows = self._bytes = 0  # since the last of these
         self.read = self.stored = self.skipped = self.rejected = 0
 
     def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
@@ -549,60 +554,87 @@ class Import:
                 if isinstance(item, Reject):
                     self._reject(item)
                     continue
-                self._pending.append(item)
-                self._pending_bytes += len(item.text)
-                while len(self._pending) >= CHUNK_ROWS or self._pending_bytes >= CHUNK_BYTES:
-                    self._flush(self._pending)
+                self._append(item)
+                while len(self._limits) > 1:
+                    self._advance()
                     yield
         except Unreadable as error:
             unreadable = error
         while self._pending:
-            self._flush(self._pending)
+            self._advance()
         yield
         if unreadable:
             raise unreadable
 
-    def _flush(self, chunk: list[Event]) -> None:
-        """Gets the chunk, which is the beginning of what is pending, out of the way; or at least an event of it."""
+    def _append(self, event: Event) -> None:
+        self._pending.append(event)
+        self._pending_hash.update(event.text.encode() + b"\n")
+        self._keys.append(self._pending_hash.hexdigest())
+        self._rows += 1
+        self._bytes += len(event.text)
+        if self._rows >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES:
+            self._limits.append(len(self._pending))
+            self._rows = self._bytes = 0
+
+    def _advance(self) -> None:
+        """Gets at least one pending event done or rejected."""
+        end = self._limits[0] if self._limits else len(self._pending)
         if self._chunks is None:
-            return self._drop(chunk)
-        if self._began_earlier and (stored := self._chunks.stored(self._keys(chunk))):
-            self.skipped += stored
-            return self._drop(chunk[:stored])
-        self._began_earlier = False
+            return self._drop(end)
+        if unasked := self._keys[self._asked :]:
+            for position, size in self._chunks.stored(unasked).items():
+                self._stored[self._done + self._asked + position] = size
+            self._asked = len(self._pending)
+        if self._stored:
+            next_end = min(self._stored)
+            begin = next_end - self._stored[next_end] - self._done
+            if begin <= 0:
+                del self._stored[next_end]
+                self.skipped += next_end - self._done
+                return self._drop(next_end - self._done)
+            end = min(end, begin)
+        return self._store(self._chunks, end)
+
+    def _store(self, chunks: Chunks, size: int) -> None:
+        """Stores that many of the pending events, or fewer."""
         try:
-            new = self._chunks.store([event.text for event in chunk], self._keys(chunk)[-1])
+            new = chunks.store([event.text for event in self._pending[:size]], self._keys[size - 1])
         except QuotaExceeded as error:
             if not error.remaining:
-                raise QuotaEnded(chunk[0].line) from None
-            return self._flush(chunk[: error.remaining])
+                raise QuotaEnded(self._pending[0].line) from None
+            return self._store(chunks, error.remaining)
         except Unstorable as error:
-            if len(chunk) > 1:
-                return self._flush(chunk[: len(chunk) // 2])
-            self._reject(Reject(chunk[0].line, str(error), _shown(chunk[0].text.encode())))
-            del self._pending[0]
-            self._began_earlier = True  # that run would have got past it, too
-            return None
+            if size > 1:
+                return self._store(chunks, size // 2)
+            event = self._pending[0]
+            self._reject(Reject(event.line, str(error), _shown(event.text.encode())))
+            return self._drop_rejected()
         if new:
-            self.stored += len(chunk)
+            self.stored += size
         else:
-            self.skipped += len(chunk)
-        return self._drop(chunk)
+            self.skipped += size
+        return self._drop(size)
 
-    def _keys(self, chunk: list[Event]) -> list[str]:
-        """For each event the key of a chunk that ends with it. A test has their values: they must never change."""
-        chain = self._chain.copy()
-        keys = []
-        for event in chunk:
-            chain.update(event.text.encode() + b"\n")
-            keys.append(chain.hexdigest())
-        return keys
+    def _drop(self, count: int) -> None:
+        """The first of the pending events are done."""
+        for event in self._pending[:count]:
+            self._done_hash.update(event.text.encode() + b"\n")
+        self._done += count
+        self._asked = max(0, self._asked - count)
+        self._restart(self._pending[count:])
 
-    def _drop(self, done: list[Event]) -> None:
-        for event in done:
-            self._chain.update(event.text.encode() + b"\n")
-        del self._pending[: len(done)]
-        self._pending_bytes = sum(len(event.text) for event in self._pending)
+    def _drop_rejected(self) -> None:
+        """The first pending event is none; all keys after it are others without it."""
+        self._asked = 0
+        self._stored.clear()
+        self._restart(self._pending[1:])
+
+    def _restart(self, pending: list[Event]) -> None:
+        self._pending, self._keys, self._limits = [], [], []
+        self._rows = self._bytes = 0
+        self._pending_hash = self._done_hash.copy()
+        for event in pending:
+            self._append(event)
 
     def _reject(self, reject: Reject) -> None:
         self.rejected += 1

@@ -5,10 +5,14 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -471,6 +475,51 @@ def test_what_comes_before_damage_is_stored(account: Account, tmp_path: Path) ->
     assert account.count() == 5000
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_history_of_runs_doubles_or_loses_an_event(
+    admin: Admin, account: Account, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs are cut off, end with the quota, meet a longer file; events are pruned in between."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(backfill, "CHUNK_ROWS", 7)
+    old, new = '"2020-01-01T00:00Z"', '"2026-01-01T00:00Z"'
+    refused = '{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'  # by PostgreSQL only
+    rows: list[tuple[int, str, bool]] = []
+    before = datetime(2025, 1, 1, tzinfo=UTC)
+
+    def run_import(cut_off_after: float) -> None:
+        items = (backfill.Event(1, refused if bad else text) for _, text, bad in rows)
+        with admin.chunks(account.org_id) as chunks, suppress(backfill.QuotaEnded):
+            for steps, _ in enumerate(backfill.Import(chunks, lambda _: None).run(items)):
+                if steps >= cut_off_after:
+                    return
+
+    def stored() -> list[int]:
+        return sorted(int(row[0]) for row in account.rows("tool_name"))
+
+    for _ in range(12):
+        action = chance.choice(["grow", "grow", "prune", "quota"])
+        if action == "grow":
+            ages = chance.choice([[old], [new], [old, new]])
+            for number in range(len(rows), len(rows) + chance.randrange(20)):
+                text = f'{{"type": "custom", "toolName": "{number}", "timestamp": {chance.choice(ages)}}}'
+                rows.append((number, text, chance.random() < 0.05))
+        elif action == "prune":
+            for prunable in admin.prunable(before, account.org_id):
+                list(admin.prune_events(prunable, before))
+        else:
+            admin.set_quota(account.org_id, account.used() + chance.randrange(20))
+        run_import(chance.choice([0, 1, 2, math.inf]))
+        assert len(set(stored())) == len(stored())
+    admin.set_quota(account.org_id, None)
+    run_import(math.inf)
+    assert len(set(stored())) == len(stored())
+    assert {number for number, text, bad in rows if new in text and not bad} <= set(stored())
+    for prunable in admin.prunable(before, account.org_id):
+        list(admin.prune_events(prunable, before))
+    assert stored() == [number for number, text, bad in rows if new in text and not bad]
+
+
 def test_a_key_of_a_client_can_not_be_that_of_a_chunk(account: Account) -> None:
     assert_refused(account.post(EVENT, Idempotency_Key="import\tx"), 400, "Validation failed", account)
 
@@ -485,8 +534,10 @@ def test_the_keys_of_chunks_stay_what_they_are(tmp_path: Path) -> None:
         '"metadata": {"note": "\\u00fc", "a": 1}}'
     )
     assert second.text == '{"type": "embedding", "toolName": "e", "action": "allow"}'
-    keys = backfill.Import(None, lambda _: None)._keys([first, second])
-    assert keys == [
+    job = backfill.Import(None, lambda _: None)
+    job._append(first)
+    job._append(second)
+    assert job._keys == [
         hashlib.sha256(first.text.encode() + b"\n").hexdigest(),
         hashlib.sha256(first.text.encode() + b"\n" + second.text.encode() + b"\n").hexdigest(),
     ]
