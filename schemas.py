@@ -16,6 +16,10 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, pre_l
 MAX_DETAILS = 1000
 """Of all that is wrong with a batch, this much is listed; the rest is counted."""
 
+MAX_ZEROS = 2**24
+"""PostgreSQL keeps 1e9999 in a few bytes and prints it with all its zeros: a body of such numbers could be stored, but
+neither read nor dumped."""
+
 Details = list[dict[str, str]]
 """What is wrong: a dotted path (`field`) and a sentence (`message`) each."""
 
@@ -222,11 +226,21 @@ def parse_json(body: bytes) -> tuple[str, Any]:
     """The text of a JSON body in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
 
     Python's parser takes NaN and Infinity for JSON; they are refused here. Its limits, about a thousand levels of
-    nesting and 4,300 digits of an integer, become ours.
+    nesting and 4,300 digits of an integer, become ours. MAX_ZEROS is the limit of all exponents together.
     """
+    zeros = 0
+
+    def parse_float(number: str) -> float:
+        nonlocal zeros
+        if "e" in number or "E" in number:
+            zeros += abs(int(re.split("[eE]", number)[1]))
+            if zeros > MAX_ZEROS:
+                raise InvalidJSON("The numbers have too many digits")
+        return float(number)
+
     try:
         text = body.decode()
-        return text, json.loads(text, parse_constant=_refuse_constant)
+        return text, json.loads(text, parse_constant=_refuse_constant, parse_float=parse_float)
     except UnicodeDecodeError as error:
         raise InvalidJSON(f"The body is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -144,6 +144,7 @@ def test_a_large_body_is_refused(
         b'{"type": "custom", "toolName": "x", "metadata": {"n": -Infinity}}',
         b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}',
         b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e-999999}}',
+        b'{"type": "custom", "toolName": "x", "metadata": {"n": [%s]}}' % b",".join([b"1e131071"] * 200),
         b'{"type": "custom", "toolName": "x", "metadata": {"n": 01}}',
         b'{"type": "custom", "toolName": "x", "metadata": {"n": %s}}' % (b"1" * 150_000),
         b'{"type": "custom", "toolName": "x", "metadata": {"n": 0.%s}}' % (b"1" * 150_000),
