@@ -29,6 +29,14 @@ UPGRADES = {
 UPGRADE_LOCK_TIMEOUT = 3
 """Seconds that an upgrade waits for a lock; requests queue up behind it meanwhile."""
 
+KEYS = """
+    SELECT id, prefix, label, org_id AS organization,
+           created_at AS created, expires_at AS expires, revoked_at AS revoked
+    FROM api_keys
+    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+    ORDER BY id
+"""
+
 NEWEST = """
     SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
            metadata::text AS metadata
@@ -37,6 +45,24 @@ NEWEST = """
       AND (%(age)s::interval IS NULL OR received_at >= now() - %(age)s::interval)
     ORDER BY id DESC
     LIMIT %(limit)s
+"""
+
+# All that could be new to somebody who asked some time ago.
+IDS = """
+    SELECT id
+    FROM audit_events
+    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+      AND received_at >= %(since)s
+"""
+
+EVENTS = """
+    SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
+           metadata::text AS metadata
+    FROM audit_events
+    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+      AND received_at >= %(since)s
+      AND id = ANY(%(ids)s)
+    ORDER BY id
 """
 
 # An organization's events are found by its key; all of them only by when they were received.
@@ -110,8 +136,11 @@ PRUNE_BATCH = 5000
 CHUNK_KEY = "import\t"
 """What the idempotency keys of an import begin with. A client's key can't have a tab."""
 
-LATE = timedelta(seconds=storage.ANSWER_TIMEOUT + 5)
+LATE = timedelta(seconds=2 * storage.STATEMENT_TIMEOUT + 4)
 """An event can be seen this long after its received_at at the latest: then its transaction has ended."""
+
+PAGE = 1000
+"""Events that are shown at once by who follows them."""
 
 
 class Busy(Exception):
@@ -226,20 +255,7 @@ class Admin:
         """What may be shown of every key, or of an organization's: id, prefix, label and dates. Raises Unknown."""
         with self._transaction() as connection:
             self._check(connection, org_id)
-            return (
-                connection.cursor(row_factory=dict_row)
-                .execute(
-                    """
-                    SELECT id, prefix, label, org_id AS organization,
-                           created_at AS created, expires_at AS expires, revoked_at AS revoked
-                    FROM api_keys
-                    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
-                    ORDER BY id
-                    """,
-                    {"org_id": org_id},
-                )
-                .fetchall()
-            )
+            return _rows(connection, KEYS, {"org_id": org_id})
 
     def revoke_key(self, key_id: int) -> None:
         """Ends a key from the next request on; a revoked one stays as it was. Raises Unknown."""
@@ -258,38 +274,32 @@ class Admin:
             month = month and month.replace(day=1)
             if month is None:
                 [(month,)] = connection.execute("SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date").fetchall()
-            return connection.cursor(row_factory=dict_row).execute(USAGE, {"month": month}).fetchall()
+            return _rows(connection, USAGE, {"month": month})
 
     def newest(self, org_id: str | None, limit: int) -> list[dict[str, Any]]:
         """The newest events, of all organizations or one, the newest last. Metadata is JSON text. Raises Unknown."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             self._check(connection, org_id)
-            for age in (None,) if org_id else AGES:
-                rows = self._newest(connection, org_id, age, limit)
-                if len(rows) == limit:
-                    break
-        return rows
+            return _newest(connection, org_id, limit)
 
     def follow(self, org_id: str | None, limit: int) -> Iterator[list[dict[str, Any]]]:
-        """The newest events, then what has come since each time that it is asked, also what was committed late."""
+        """The newest events, then what has come since, also what was committed late; nothing when that is all."""
         with self._session() as connection:
-            connection.execute("SET default_transaction_read_only = on")
-            [(last,)] = connection.execute("SELECT now()").fetchall()
-            seen = {row["id"] for row in self._newest(connection, org_id, LATE, None)}
-            first = self.newest(org_id, limit)
-            seen |= {row["id"] for row in first}
-            yield first
+            self._check(connection, org_id)
+            last = _now(connection)
+            seen = _ids(connection, org_id, last - LATE)
+            rows = _newest(connection, org_id, limit)
+            seen |= {row["id"] for row in rows}
+            yield rows
             while True:
-                [(now,)] = connection.execute("SELECT now()").fetchall()
-                rows = self._newest(connection, org_id, now - last + LATE, None)
-                yield [row for row in rows if row["id"] not in seen]
-                seen, last = {row["id"] for row in rows}, now
-
-    def _newest(
-        self, connection: Connection, org_id: str | None, age: timedelta | None, limit: int | None
-    ) -> list[dict[str, Any]]:
-        parameters = {"org_id": org_id, "age": age, "limit": limit}
-        return connection.cursor(row_factory=dict_row).execute(NEWEST, parameters).fetchall()[::-1]
+                now, since = _now(connection), last - LATE
+                ids = _ids(connection, org_id, since)
+                unseen = sorted(ids - seen)
+                for start in range(0, len(unseen), PAGE):
+                    page = {"org_id": org_id, "since": since, "ids": unseen[start : start + PAGE]}
+                    yield _rows(connection, EVENTS, page)
+                seen, last = ids, now
+                yield []
 
     # Backfills and pruning
 
@@ -365,3 +375,25 @@ class Admin:
         """Raises Unknown if there is no such organization."""
         if org_id and not connection.execute("SELECT FROM organizations WHERE id = %s", [org_id]).rowcount:
             raise storage.unknown_organization(org_id)
+
+
+def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    return connection.cursor(row_factory=dict_row).execute(query.encode(), parameters).fetchall()
+
+
+def _newest(connection: Connection, org_id: str | None, limit: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for age in (None,) if org_id else AGES:
+        rows = _rows(connection, NEWEST, {"org_id": org_id, "age": age, "limit": limit})
+        if len(rows) == limit:
+            break
+    return rows[::-1]
+
+
+def _now(connection: Connection) -> datetime:
+    [(now,)] = connection.execute("SELECT now()").fetchall()
+    return now  # type: ignore[no-any-return]
+
+
+def _ids(connection: Connection, org_id: str | None, since: datetime) -> set[int]:
+    return {row[0] for row in connection.execute(IDS, {"org_id": org_id, "since": since})}

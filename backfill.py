@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,8 @@ from storage import QuotaExceeded, Unstorable
 
 FIELDS = ("type", "toolName", "action", "timestamp", "metadata")
 ALIASES = {"toolName": "tool_name"}
-FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json"}
+FORMATS = {".rejects.ndjson": "rejects", ".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json"}
+"""By what a file's name ends with. `rejects` are lines of the Rejects of an import, with rows in any form."""
 
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 2**20
@@ -51,8 +53,8 @@ class Event(NamedTuple):
 class Reject(NamedTuple):
     line: int
     reason: str
-    row: Any
-    """The columns and their values, or the text if it has none that can be told apart."""
+    row: str
+    """The row as JSON: an object of what it has, or its text if that can't be told apart."""
 
 
 class _Wrong(Exception):
@@ -89,6 +91,7 @@ class Columns:
         self._constants = constants or {}
         self._zone = zone
         self._plans: dict[Sequence[str], _Plan] = {}
+        self._planned = 0  # names in all of them
         try:
             self._event({"type": "custom", "toolName": "x"}, "", [])
         except _Wrong as error:
@@ -101,7 +104,7 @@ class Columns:
         fields: dict[str, int] = {}
         for field in FIELDS:
             own = [name for name in (field, ALIASES.get(field)) if name not in self._renamed.values()]
-            for column in [self._renamed[field]] if field in self._renamed else own:
+            for column in (self._renamed.get(field), *own):
                 if column in names and field not in self._constants:
                     fields.setdefault(field, names.index(column))
         others = [
@@ -110,16 +113,20 @@ class Columns:
             if name and index not in fields.values()
         ]
         verbatim = not others and not self._constants and all(names[index] == field for field, index in fields.items())
-        if len(self._plans) >= 1000:  # objects of ever different keys
+        self._planned += len(names)
+        if self._planned > 100_000:  # objects of ever different keys
             self._plans.clear()
+            self._planned = len(names)
         plan = self._plans[names] = _Plan(fields, others, verbatim)
         return plan
 
     def check(self, names: Sequence[str]) -> None:
         """Raises Unreadable if a header row of these columns can't belong to any event."""
-        for name in names:
-            if name and names.count(name) > 1:
+        for name, count in Counter(names).items():
+            if name and count > 1:
                 raise Unreadable(f"the header row has the column {name!r} twice")
+        if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
+            raise Unreadable(f"the header row has one column, {names[0]!r}: separate them by commas")
         for field, column in self._renamed.items():
             if column not in names:
                 raise Unreadable(f"no column is called {column!r}, as --map {field}={column} has it")
@@ -127,8 +134,8 @@ class Columns:
         for field in ("type", "toolName"):
             if field not in plan.fields and field not in self._constants:
                 raise Unreadable(
-                    f"no column is called {field!r}: name one with --map {field}=COLUMN, "
-                    f"or the same value for all rows with --set {field}=VALUE"
+                    f"no column is called {field!r} (there are {', '.join(map(repr, names))}): name one with "
+                    f"--map {field}=COLUMN, or the same value for all rows with --set {field}=VALUE"
                 )
 
     def from_cells(self, plan: _Plan, cells: list[str]) -> str:
@@ -177,6 +184,9 @@ class Columns:
             return _judged(values, text)
         if metadata is None or type(metadata) is dict:
             if metadata:
+                for name in metadata:
+                    if any(other.startswith(json.dumps(name) + ": ") for other in others):
+                        raise _Wrong(f"metadata: Has {name!r}, and there is a column of that name")
                 others.append(metadata_text.strip()[1:-1].strip())
             metadata_text = "{" + ", ".join(others) + "}"
             metadata = {}
@@ -250,6 +260,12 @@ def _member_texts(text: str) -> list[str]:
 # Files to rows
 
 
+def format_of(name: str) -> str | None:
+    """What a file's name says of its format, with or without .gz; None: nothing."""
+    name = name.lower().removesuffix(".gz")
+    return next((form for suffix, form in FORMATS.items() if name.endswith(suffix)), None)
+
+
 class Source:
     """A file, or standard input for `-`; it is inflated if it is gzip, whatever its name. Raises Unreadable."""
 
@@ -258,8 +274,8 @@ class Source:
             self._file: Any = stdin if path == "-" else Path(path).open("rb")  # noqa: SIM115
             status = os.fstat(self._file.fileno())
             gzipped = self._file.peek(2)[:2] == b"\x1f\x8b"
-        except OSError as error:
-            raise Unreadable(str(error.strerror)) from None
+        except (OSError, AttributeError, ValueError) as error:  # the last two: standard input is closed
+            raise Unreadable(str(getattr(error, "strerror", "it is closed"))) from None
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """In bytes; None if it is no ordinary file."""
         self._stream = gzip.GzipFile(fileobj=self._file) if gzipped else self._file
@@ -288,11 +304,11 @@ class Source:
 
 
 def events(source: Source, form: str, columns: Columns, longest: int) -> Iterator[Event | Reject]:
-    """What the rows of a file are, in their order. `form` is csv, ndjson or json; `longest` bytes a row may have.
+    """What the rows of a file are, in their order. `form` is one of FORMATS; `longest` bytes a row may have.
 
     Raises Unreadable if the file as a whole makes no sense, or no row can be told from here on.
     """
-    return {"csv": _csv, "ndjson": _ndjson, "json": _json}[form](source, columns, longest)
+    return {"csv": _csv, "ndjson": _ndjson, "json": _json, "rejects": _rejects}[form](source, columns, longest)
 
 
 class _Lines:
@@ -318,128 +334,181 @@ class _Lines:
 
 
 def _ndjson(source: Source, columns: Columns, longest: int) -> Iterator[Event | Reject]:
+    for number, row, text in _json_lines(source, longest):
+        yield row if isinstance(row, Reject) else _event(number, row, text, columns)
+
+
+def _rejects(source: Source, columns: Columns, longest: int) -> Iterator[Event | Reject]:
+    for number, reject, text in _json_lines(source, longest):
+        if isinstance(reject, Reject):
+            yield reject
+        elif type(reject) is not dict or list(reject) != list(Reject._fields):
+            yield Reject(number, "Expected an object of line, reason and row, as an import writes it", _one_line(text))
+        else:
+            yield _event(number, reject["row"], _member_texts(text)[-1], columns)
+
+
+def _json_lines(source: Source, longest: int) -> Iterator[tuple[int, Any, str]]:
+    """The number, value and text of each line; the value is a Reject if it has none."""
     lines = _Lines(source, longest)
     for line in lines:
         if lines.too_long:
-            yield Reject(lines.number, f"The line has more than {longest} bytes", _shown(line))
+            reason = f"The line has more than {longest} bytes"
+        elif not line.strip():
             continue
-        if not line.strip():
-            continue
-        try:
-            text, row = schemas.parse_json(line)
-        except schemas.InvalidJSON as error:
-            yield Reject(lines.number, f"Invalid JSON: {error}", _shown(line))
-            continue
-        try:
-            event = columns.from_json(row, text.strip())
-        except _Wrong as error:
-            yield Reject(lines.number, str(error), row)
         else:
-            yield Event(lines.number, event)
+            try:
+                text, row = schemas.parse_json(line)
+            except schemas.InvalidJSON as error:
+                reason = f"Invalid JSON: {error}"
+            else:
+                yield lines.number, row, text.strip()
+                continue
+        yield lines.number, Reject(lines.number, reason, _shown(line)), ""
+
+
+def _event(line: int, row: Any, text: str, columns: Columns) -> Event | Reject:
+    try:
+        return Event(line, columns.from_json(row, text))
+    except _Wrong as error:
+        return Reject(line, str(error), _one_line(text))
+    except RecursionError:  # it was just not too deep for the parser
+        return Reject(line, "Nested too deep", _one_line(text))
+
+
+class _CsvLines:
+    """The lines of a file for csv.reader. Raises _Wrong, and goes on after it, if those of a row are too long."""
+
+    def __init__(self, source: Source, longest: int) -> None:
+        self._lines = _Lines(source, longest)
+        self._iterator = iter(self._lines)
+        self._longest = longest
+        self._row: list[bytes] = []
+        self._size = 0
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._iterator)
+        self._row.append(line)
+        self._size += len(line)
+        if self._size > self._longest:
+            raise _Wrong(f"The row has more than {self._longest} bytes")
+        return line.decode("utf-8", "surrogateescape")
+
+    def begin_row(self) -> int:
+        """Says that a row begins with the next line; returns its number."""
+        self._row.clear()
+        self._size = 0
+        return self._lines.number + 1
+
+    def row(self) -> bytes:
+        """What was read since."""
+        return b"".join(self._row)
 
 
 def _csv(source: Source, columns: Columns, longest: int) -> Iterator[Event | Reject]:
-    lines = _Lines(source, longest)
-    consumed: list[bytes] = []  # by the row that is being read
-
-    def texts() -> Iterator[str]:
-        for line in lines:
-            consumed.append(line)
-            yield line.decode("utf-8", "surrogateescape")
-
+    lines = _CsvLines(source, longest)
     csv.field_size_limit(longest)
-    rows = csv.reader(texts(), strict=True)
+    rows = csv.reader(lines, strict=True)
     try:
         header = next(rows, None)
-    except csv.Error as error:
+    except (csv.Error, _Wrong) as error:
         raise Unreadable(f"the header row is not CSV: {error}") from None
     if header is None:
         raise Unreadable("there is no header row")
+    if reason := _not_utf8(lines.row()):
+        raise Unreadable(f"the header row: {reason}")
     columns.check(header)
     plan = columns.plan(tuple(header))
     while True:
-        line = lines.number + 1
-        consumed.clear()
+        line = lines.begin_row()
         try:
             cells = next(rows)
+            if not cells:  # an empty line
+                continue
+            if reason := _not_utf8(lines.row()):
+                raise _Wrong(reason)
+            if len(cells) != len(header):
+                raise _Wrong(f"Has {len(cells)} cells where the header row has {len(header)}")
         except StopIteration:
             return
         except csv.Error as error:
-            yield Reject(line, f"Not CSV: {error}", _shown(b"".join(consumed)))
+            yield Reject(line, f"Not CSV: {error}", _shown(lines.row()))
             continue
-        raw = b"".join(consumed)
-        if lines.too_long:
-            yield Reject(line, f"The line has more than {longest} bytes", _shown(raw))
-        elif not raw.isascii() and (reason := _not_utf8(raw)):
-            yield Reject(line, reason, _shown(raw))
-        elif not cells:  # an empty line
+        except _Wrong as error:
+            yield Reject(line, str(error), _shown(lines.row()))
             continue
-        elif len(cells) != len(header):
-            yield Reject(line, f"Has {len(cells)} cells where the header row has {len(header)}", _shown(raw))
+        try:
+            event = columns.from_cells(plan, cells)
+        except _Wrong as error:
+            # without the empty ones, it is the same row in JSON
+            present = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
+            yield Reject(line, str(error), json.dumps(present))
         else:
-            try:
-                event = columns.from_cells(plan, cells)
-            except _Wrong as error:
-                yield Reject(line, str(error), dict(zip(header, cells, strict=True)))
-            else:
-                yield Event(line, event)
+            yield Event(line, event)
 
 
 def _json(source: Source, columns: Columns, longest: int) -> Iterator[Event | Reject]:
     document = _Document(source, longest)
 
-    def judged(line: int, row: Any, text: str) -> Event | Reject:
+    def judged(line: int, text: str) -> Event | Reject:
         raw = text.encode("utf-8", "surrogateescape")
         try:
-            if document.constants:
-                raise _Wrong(f"Invalid JSON: {document.constants.pop()} is not JSON")
-            if not text.isascii() and (reason := _not_utf8(raw)):
-                raise _Wrong(reason)
-            return Event(line, columns.from_json(row, text))
-        except _Wrong as error:
-            return Reject(line, str(error), _shown(raw))
+            _, row = schemas.parse_json(raw)
+        except schemas.InvalidJSON as error:
+            return Reject(line, f"Invalid JSON: {error}", _shown(raw))
+        return _event(line, row, text, columns)
 
     def elements() -> Iterator[Event | Reject]:
         for line in document.items("[", "]"):
-            yield judged(line, *document.value())
+            yield judged(line, document.value())
 
     while first := document.peek():
         line = document.line
         if first == "[":
             yield from elements()
         elif first != "{":
-            yield judged(line, *document.value())
+            yield judged(line, document.value())
         else:
-            row: dict[str, Any] = {}
-            texts = []
+            members: list[str] = []
+            wrapper = False
+            size = 0
             for _ in document.items("{", "}"):
-                name, name_text = document.value()
+                name = document.value()
                 document.take(":")
-                if name == "events" and document.peek() == "[":
+                if name == '"events"' and document.peek() == "[":
+                    wrapper = True
                     yield from elements()
-                    row["events"] = None
-                else:
-                    row[name], text = document.value()
-                    texts.append(f"{name_text}: {text}")
-            if "events" not in row:
-                yield judged(line, row, "{" + ", ".join(texts) + "}")
+                    continue
+                value = document.value()
+                size += len(name) + len(value)
+                if size > longest:
+                    raise Unreadable(f"line {line}: an object of more than {longest} bytes that is no list of events")
+                if name == '"events"':
+                    wrapper = True
+                    yield Reject(line, "events: Expected array", _one_line(f"{{{name}: {value}}}"))
+                members.append(f"{name}: {value}")
+            if not wrapper:
+                yield judged(line, "{" + ", ".join(members) + "}")
 
 
 class _Document:
     """JSON text that is read as far as it is asked for. Raises Unreadable where it can't be read on."""
 
+    # only for the ends of values: NaN and numbers of any length are judged elsewhere
+    _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+
     def __init__(self, source: Source, longest: int) -> None:
         self._source = source
         self._longest = longest
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-        self._decoder = json.JSONDecoder(parse_constant=self._note_constant)
         self._text = ""
         self._at = 0
         self._ended = False
         self.line = 1
         """Of the next character."""
-        self.constants: list[str] = []
-        """NaN and the like, in the values read since it was emptied."""
 
     def peek(self) -> str:
         """The next character that is no space; nothing at the end."""
@@ -464,28 +533,26 @@ class _Document:
                 self.take(",")
         self.take(closing)
 
-    def value(self) -> tuple[Any, str]:
-        """The next value, and its text."""
+    def value(self) -> str:
+        """The text of the next value."""
         self.peek()
         while True:
-            known = len(self.constants)
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # else a number may go on
+                _, end = self._decoder.raw_decode(self._text, self._at)
+                # a number may go on
+                if self._ended or (end < len(self._text) and self._text[end] not in ".eE+-0123456789"):
                     text = self._text[self._at : end]
                     self._pass(end)
-                    return value, text
+                    return text
+                reason, at = "Extra data", end
             except json.JSONDecodeError as error:
+                reason, at = error.msg, error.pos
                 if self._ended:
-                    raise self._unreadable(error.msg, error.pos) from None
-                if len(self._text) - self._at > self._longest:
-                    reason = f"{error.msg}, or a value of more than {self._longest} bytes"
-                    raise self._unreadable(reason, error.pos) from None
+                    raise self._unreadable(reason, at) from None
             except RecursionError:
                 raise self._unreadable("Nested too deep", self._at) from None
-            except ValueError:
-                raise self._unreadable("A number is too long", self._at) from None
-            del self.constants[known:]
+            if len(self._text) - self._at > self._longest:
+                raise self._unreadable(f"{reason}, or a value of more than {self._longest} bytes", at)
             self._read_more()
 
     def _pass(self, end: int) -> None:
@@ -499,24 +566,28 @@ class _Document:
         self._text = pending + self._decode(data, self._ended)
         self._at = 0
 
-    def _note_constant(self, name: str) -> None:
-        self.constants.append(name)
-
     def _unreadable(self, reason: str, at: int) -> Unreadable:
         return Unreadable(f"line {self.line + self._text.count(chr(10), self._at, at)}: Invalid JSON: {reason}")
 
 
 def _not_utf8(raw: bytes) -> str:
-    """What is wrong with bytes that are no UTF-8."""
+    """What is wrong with bytes if they are no UTF-8."""
     try:
-        raw.decode()
+        if not raw.isascii():
+            raw.decode()
     except UnicodeDecodeError as error:
         return f"Not UTF-8: {error.reason} at byte {error.start}"
     return ""
 
 
 def _shown(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace").rstrip("\r\n")
+    """The text of a row that is no JSON, as JSON."""
+    return json.dumps(raw.decode("utf-8", "replace").rstrip("\r\n"))
+
+
+def _one_line(text: str) -> str:
+    """JSON without line breaks, which it can have only where they mean nothing."""
+    return text.replace("\r", " ").replace("\n", " ")
 
 
 # Events to the database
@@ -541,6 +612,7 @@ class Import:
         self._keys: list[str] = []  # of the pending events
         self._asked = 0  # how many of them
         self._stored: dict[int, int] = {}  # the end of each chunk found among them, and its events
+        self._bad_within: int | None = None  # so many of them, PostgreSQL refuses one
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
         self.read = self.stored = self.skipped = self.rejected = 0
@@ -578,7 +650,9 @@ class Import:
 
     def _advance(self) -> None:
         """Gets at least one pending event done or rejected."""
-        end = self._limits[0] if self._limits else len(self._pending)
+        # the last event is a chunk of its own: a file that grows may have ended in the middle of it
+        end = self._limits[0] if self._limits else max(1, len(self._pending) - 1)
+        end = min(end, self._bad_within or end)
         if self._chunks is None:
             return self._drop(end)
         if unasked := self._keys[self._asked :]:
@@ -604,10 +678,11 @@ class Import:
                 raise QuotaEnded(self._pending[0].line) from None
             return self._store(chunks, error.remaining)
         except Unstorable as error:
+            self._bad_within = size
             if size > 1:
                 return self._store(chunks, size // 2)
             event = self._pending[0]
-            self._reject(Reject(event.line, str(error), _shown(event.text.encode())))
+            self._reject(Reject(event.line, str(error), _one_line(event.text)))
             return self._drop_rejected()
         if new:
             self.stored += size
@@ -621,10 +696,14 @@ class Import:
             self._done_hash.update(event.text.encode() + b"\n")
         self._done += count
         self._asked = max(0, self._asked - count)
+        self._bad_within = (self._bad_within or 0) - count
+        if self._bad_within <= 0:
+            self._bad_within = None
         self._restart(self._pending[count:])
 
     def _drop_rejected(self) -> None:
         """The first pending event is none; all keys after it are others without it."""
+        self._bad_within = None
         self._asked = 0
         self._stored.clear()
         self._restart(self._pending[1:])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zoneinfo import ZoneInfo
 
 import click
@@ -20,7 +20,7 @@ from flask.cli import AppGroup, with_appcontext
 import backfill
 import config
 from admin import Admin, Busy
-from storage import Unavailable, Unknown
+from storage import Unavailable, Unknown, Unstorable
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -30,7 +30,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except (Unavailable, Unknown, Busy) as error:
+        except (Unavailable, Unknown, Unstorable, Busy) as error:
             raise click.ClickException(_reason(error)) from None
 
     return with_appcontext(wrapper)
@@ -88,12 +88,14 @@ class Moment(click.ParamType[datetime]):
         try:
             if days := re.fullmatch(r"(\d{1,5})d", value, re.ASCII):
                 return datetime.now(UTC) - timedelta(days=int(days[1]))
+            if not re.match(r"\d{4}-\d\d-\d\d(T|$)", value, re.ASCII):
+                raise ValueError
             moment = datetime.fromisoformat(value)
+            if moment.tzinfo is None and len(value) > 10:
+                self.fail(f"{value!r} names no time zone: add Z for UTC", param, ctx)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no date: write it as 2026-03-01, 2026-03-01T12:00Z or 400d (days ago)", param, ctx)
-        if moment.tzinfo is None and len(value) > 10:
-            self.fail(f"{value!r} names no time zone: add Z for UTC", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class Field(click.ParamType[tuple[str, str]]):
@@ -191,11 +193,11 @@ def usage(month: date | None, as_json: bool) -> None:
     """Show what each organization stored in a month, and how much of its quota that is."""
     rows = admin().usage(month)
     for row in rows:
-        row["used"] = row["stored"] / row["quota"] if row["quota"] else None
+        row["share"] = row["stored"] / row["quota"] if row["quota"] else None
         if not as_json:
-            row["used"] = "-" if row["used"] is None else f"{row['used']:.1%}"
+            row["share"] = "-" if row["share"] is None else f"{row['share']:.1%}"
             row["quota"] = "unlimited" if row["quota"] is None else row["quota"]
-    show(rows, ["organization", "stored", "quota", "used"], as_json)
+    show(rows, ["organization", "stored", "quota", "share"], as_json)
 
 
 @click.command("events")
@@ -213,10 +215,12 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
             if as_json:
                 for row in rows:
                     metadata = row.pop("metadata")  # text, so that numbers keep their digits
+                    if not metadata.isascii():
+                        metadata = re.sub("[^ -~]", lambda each: json.dumps(each[0])[1:-1], metadata)
                     click.echo(f'{json.dumps(row, default=_iso)[:-1]}, "metadata": {metadata}}}')
             else:
-                print_table(rows, columns, widths)
-            if follow:
+                print_table(rows, columns, widths, cut=sys.stdout.isatty())
+            if follow and not rows:
                 time.sleep(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -250,10 +254,10 @@ def import_(
     """Store the rows of FILE (CSV, NDJSON or JSON, also as .gz; - is standard input) as events of an organization.
 
     Exactly once: after an interruption, or a rerun, what was stored is passed over. Rows that can't be events go to
-    FILE.rejects.ndjson. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the
-    quota is used up.
+    FILE.rejects.ndjson; mended there, that file can be imported. Exit status: 0 all is stored, 1 it could not go on, 2
+    wrong usage, 3 rows were rejected, 4 the quota is used up, 130 Ctrl-C.
     """
-    form = form or backfill.FORMATS.get(Path(file.removesuffix(".gz")).suffix.lower())
+    form = form or backfill.format_of(file)
     if form is None:
         raise click.UsageError("The name does not say the format: add --format csv, ndjson or json.")
     try:
@@ -261,11 +265,12 @@ def import_(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     with ExitStack() as stack:
-        rejects = stack.enter_context(Rejects("stdin" if file == "-" else file))
         if dry_run:
             admin().quota(org)
-        job = backfill.Import(None if dry_run else stack.enter_context(admin().chunks(org)), rejects.write)
-        problem, status = None, 0
+        chunks = None if dry_run else stack.enter_context(admin().chunks(org))
+        rejects = stack.enter_context(Rejects(file))
+        job = backfill.Import(chunks, rejects.write)
+        problem, status = "", 0
         try:
             source = stack.enter_context(backfill.Source(file, sys.stdin.buffer))
             rows = backfill.events(source, form, columns, current_app.config["MAX_BODY_BYTES"])
@@ -276,17 +281,18 @@ def import_(
             problem, status = f"{file}: {error}", 1
         except backfill.QuotaEnded as error:
             problem, status = f"the month's quota is used up; line {error} of {file} is the first not stored", 4
+            problem += "; run it again to go on from there"
         except Unavailable as error:
-            problem, status = _reason(error), 1
+            problem, status = f"{_reason(error)}; run it again to go on", 1
         except KeyboardInterrupt:
-            problem, status = "interrupted", 130
+            problem, status = "interrupted; run it again to go on", 130
     if dry_run:
         fate = f"valid {job.read - job.rejected}, stored none"
     else:
         fate = f"stored {job.stored}, already stored {job.skipped}"
     click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
     if problem:
-        click.echo(f"Error: {problem}" + "; run it again to go on from there" * (not dry_run), err=True)
+        click.echo(f"Error: {problem}", err=True)
     sys.exit(status or (3 if job.rejected else 0))
 
 
@@ -319,29 +325,43 @@ def prune(before: datetime, org: str | None, dry_run: bool) -> None:
 
 
 class Rejects:
-    """The file beside another one in which its rejected rows are, if there are any: a line of JSON each."""
+    """The file beside an imported one in which its rejected rows are, if there are any: a line of JSON each.
 
-    def __init__(self, name: str) -> None:
-        self._path = Path(f"{name}.rejects.ndjson")
-        self._path.unlink(missing_ok=True)
-        self._stack = ExitStack()
+    One of an earlier run becomes a backup (~): somebody may be mending it. For what is no ordinary file, such as
+    standard input, it is in the current folder.
+    """
+
+    def __init__(self, file: str) -> None:
+        name = "stdin" if file == "-" else file
+        self._path = Path(f"{name if Path(name).is_file() else Path(name).name}.rejects.ndjson")
+        self._file: IO[str] | None = None
         self.where = ""
         """For the summary."""
 
     def write(self, reject: backfill.Reject) -> None:
-        try:
-            if not self.where:
-                self._file = self._stack.enter_context(self._path.open("w"))
-                self.where = f": see {self._path}"
-            self._file.write(json.dumps(reject._asdict()) + "\n")
-        except OSError as error:
-            raise click.ClickException(f"{self._path}: {error.strerror}") from None
+        with self._errors():
+            self._file = self._file or self._path.open("w")
+            self.where = f": see {self._path}"
+            line, reason, row = reject
+            self._file.write(f'{{"line": {line}, "reason": {json.dumps(reason)}, "row": {row}}}\n')
 
     def __enter__(self) -> "Rejects":
+        with self._errors():
+            if self._path.is_file():
+                self._path.replace(f"{self._path}~")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        with self._errors():
+            if self._file:
+                self._file.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise click.ClickException(f"{self._path}: {error.strerror}") from None
 
 
 @contextmanager
@@ -378,17 +398,18 @@ def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) 
         print_table(rows, columns, [])
 
 
-def print_table(rows: list[dict[str, Any]], columns: list[str], widths: list[int]) -> None:
-    """A table; with the widths of an earlier part it goes on. On a terminal, lines end where it does."""
+def print_table(rows: list[dict[str, Any]], columns: list[str], widths: list[int], *, cut: bool = False) -> None:
+    """A table; with the widths of an earlier part it goes on. Lines can be cut where the terminal ends."""
     lines = [[_cell(row[column]) for column in columns] for row in rows]
     if not widths:
         lines.insert(0, columns)
         widths += [0] * len(columns)
     for line in lines:
         widths[:] = [max(width, len(cell)) for width, cell in zip(widths, line, strict=True)]
-    end = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    end = shutil.get_terminal_size().columns
     for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()[:end])
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        click.echo(f"{text[: end - 1]}…" if cut and len(text) > end else text)
 
 
 def _cell(value: object) -> str:

@@ -69,7 +69,7 @@ def test_exports_of_other_programs_are_understood(account: Account, name: str, t
         options += ["--timezone", "UTC"]
     done = run(account, str(file), *options)
     assert (done.returncode, done.stdout) == (0, "read 3, stored 3, already stored 0, rejected 0\n"), done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+    assert not (tmp_path / f"{name}.rejects.ndjson").exists()
     assert account.rows('type, tool_name, action, source, api_key_id, "timestamp"::text') == [
         ("completion", "gpt-4o", "log", "import", None, "2026-03-19 10:00:00+00"),
         ("tool_call", "claude-sonnet-4-20250514", "log", "import", None, "2026-03-19 10:00:01.25+00"),
@@ -228,12 +228,12 @@ def test_a_bad_row_of_csv_does_not_stop_the_rest(tmp_path: Path) -> None:
         ),
         (7, "metadata: Invalid JSON: NaN is not JSON"),
         (9, "Not UTF-8: invalid start byte at byte 7"),
-        (10, "The line has more than 10000 bytes"),
+        (10, "The row has more than 10000 bytes"),
         (11, None),
         (12, "Not CSV: unexpected end of data"),
     ]
-    assert rows[2].row == '"custom"x,2,'
-    assert rows[3].row == {"type": "chat", "toolName": "", "metadata": "[1]"}
+    assert json.loads(rows[2].row) == '"custom"x,2,'
+    assert json.loads(rows[3].row) == {"type": "chat", "metadata": "[1]"}
 
 
 def test_a_bad_row_of_ndjson_does_not_stop_the_rest(tmp_path: Path) -> None:
@@ -264,10 +264,35 @@ def test_a_bad_row_of_json_does_not_stop_the_rest_as_long_as_its_end_is_known(tm
         assert [row.reason for row in rows[1:4]] == [
             "Expected object, received number",
             "Invalid JSON: NaN is not JSON",
-            "Not UTF-8: invalid start byte at byte 32",
+            "Invalid JSON: The body is not UTF-8: invalid start byte at byte 32",
         ]
         with pytest.raises(backfill.Unreadable, match="line 3: Invalid JSON: Expecting value"):
             next(items)
+
+
+def test_nothing_of_a_row_is_lost_in_silence(tmp_path: Path) -> None:
+    long = "x" * 6000
+    rows = read(tmp_path, "a.csv", f'type,toolName,a,b\ncustom,x,{long},"{long}\nc"\ncustom,y,,\n')
+    assert [type(row).__name__ for row in rows] == ["Reject", "Reject", "Event"]
+    both = 'type,toolName,model,metadata\ncustom,x,gpt-4,"{""model"": ""other""}"\n'
+    assert "Has 'model', and there is a column of that name" in read(tmp_path, "a.csv", both)[0].reason
+    rows = read(tmp_path, "a.json", '{"events": 3} {"events": {"type": "custom", "toolName": "x"}} {"events": null}')
+    assert [row.reason for row in rows] == ["events: Expected array"] * 3
+    rows = read(tmp_path, "a.json", '[{"metadata": {"a": NaN, "b": NaN}}, {"type": "custom", "toolName": "good"}]')
+    assert [type(row).__name__ for row in rows] == ["Reject", "Event"]
+    rows = read(tmp_path, "a.json", f'[{{"n": {"9" * 5000}}}, {{"type": "custom", "toolName": "good"}}]')
+    assert [type(row).__name__ for row in rows] == ["Reject", "Event"]
+    for depth in range(900, 1000):
+        deep = f'{{"type": "custom", "toolName": "x", "a": {"[" * depth}{"]" * depth}}}'
+        assert len(read(tmp_path, "a.ndjson", deep)) == 1
+
+
+@pytest.mark.parametrize("number", ["1.5", "1e5", "-12.25E-3"])
+def test_a_number_may_lie_where_reading_stopped(tmp_path: Path, number: str) -> None:
+    event = json.dumps(EVENT)
+    for cut in range(-1, len(number) + 1):
+        padding = " " * (2**16 - cut - len('{"took": '))
+        assert texts(read(tmp_path, "a.json", f'{padding}{{"took": {number}, "events": [{event}]}}')) == [EVENT]
 
 
 def write(tmp_path: Path, name: str, content: bytes) -> Path:
@@ -281,15 +306,22 @@ def write(tmp_path: Path, name: str, content: bytes) -> Path:
     [
         ("a.csv", "", "there is no header row"),
         ("a.csv", "type,type,toolName\n", "the header row has the column 'type' twice"),
-        ("a.csv", "kind,toolName\n", "no column is called 'type': name one with --map type=COLUMN"),
+        (
+            "a.csv",
+            "kind,toolName\n",
+            "no column is called 'type' (there are 'kind', 'toolName'): name one with --map type=COLUMN",
+        ),
         ("a.csv", '"type"x\n', "the header row is not CSV"),
+        ("a.csv", "type;toolName\n", "the header row has one column, 'type;toolName': separate them by commas"),
+        ("a.csv", b"type,toolName,\xff\n", "the header row: Not UTF-8: invalid start byte at byte 14"),
+        ("a.json", '{"a": [' + "1," * 9000 + '1], "b": [' + "1," * 9000, "more than 10000 bytes"),
         ("a.json", "[" * 100_000, "line 1: Invalid JSON: Nested too deep"),
         ("a.json", '[{"a" 1}]', "line 1: Invalid JSON: Expecting ':' delimiter"),
         ("a.json", '{"events": [', "line 1: Invalid JSON: Expecting value"),
         ("a.json", '["' + "x" * 200_000, "more than 10000 bytes"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_said_so(tmp_path: Path, name: str, content: str, reason: str) -> None:
+def test_a_file_that_makes_no_sense_is_said_so(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
     with pytest.raises(backfill.Unreadable) as caught:
         read(tmp_path, name, content)
     assert reason in str(caught.value)
@@ -308,9 +340,53 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
         assert [(each["line"], each["row"]) for each in rejects] == [(8, rows[7]), (2001, {"toolName": "x"})]
         assert rejects[1]["reason"] == "type: Required"
         assert account.count() == account.used() == 2498
-    mended = write(tmp_path, "mended.ndjson", ndjson([each["row"] for each in rejects]).encode())
-    assert run(account, str(mended), "--set", "type=custom").returncode == 0
+    assert Path(f"{file}.rejects.ndjson~").exists()  # of the first run
+    done = run(account, f"{file}.rejects.ndjson", "--set", "type=custom")
+    assert (done.returncode, done.stdout) == (0, "read 2, stored 2, already stored 0, rejected 0\n")
     assert account.count() == 2500
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "stored"),
+    [
+        (
+            "a.csv",
+            'kind,toolName,action,when,n,"metadata"\nchat,x,,1773914400,007,"{""d"": 0.10000000000000000001}"\n',
+            {"timestamp": "when"},
+            '{"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", '
+            '"metadata": {"kind": "chat", "n": "007", "d": 0.10000000000000000001}}',
+        ),
+        (
+            "a.json",
+            '[{"kind": "chat",\n "toolName": "x", "d": 1, "d": 12345678901234567890.123456789, "metadata": null}]',
+            {},
+            '{"toolName": "x", "type": "custom", "metadata": {"kind": "chat", "d": 12345678901234567890.123456789}}',
+        ),
+    ],
+)
+def test_a_rejected_row_is_kept_as_it_was(
+    tmp_path: Path, name: str, content: str, options: dict[str, str], stored: str
+) -> None:
+    [reject] = read(tmp_path, name, content, backfill.Columns({**options, "type": "kind"}))
+    assert isinstance(reject, backfill.Reject)
+    line = f'{{"line": {reject.line}, "reason": {json.dumps(reject.reason)}, "row": {reject.row}}}\n'
+    mended = write(tmp_path, "a.rejects.ndjson", line.encode())
+    with backfill.Source(str(mended), None) as source:
+        columns = backfill.Columns(options, {"type": "custom"})
+        [event] = list(backfill.events(source, "rejects", columns, LONGEST))
+    assert isinstance(event, backfill.Event), event
+    assert json.loads(event.text, parse_float=str) == json.loads(stored, parse_float=str)
+
+
+def test_what_is_no_reject_is_rejected(tmp_path: Path) -> None:
+    assert backfill.format_of("a.csv.REJECTS.ndjson.gz") == "rejects"
+    file = write(tmp_path, "a.rejects.ndjson", ndjson([EVENT, {"line": 1, "reason": "x", "row": "text"}]).encode())
+    with backfill.Source(str(file), None) as source:
+        rows: list[Any] = list(backfill.events(source, "rejects", backfill.Columns(), LONGEST))
+    assert [row.reason for row in rows] == [
+        "Expected an object of line, reason and row, as an import writes it",
+        "Expected object, received string",
+    ]
 
 
 def test_a_row_that_only_postgresql_refuses_is_rejected_alone(account: Account, tmp_path: Path) -> None:
@@ -380,6 +456,15 @@ def test_a_file_is_stored_once_and_what_was_added_to_it_too(account: Account, tm
         stored = rows
     assert [row[0] for row in account.rows("tool_name")] == [f"tool-{i}" for i in range(4001)]
     assert account.used() == 4001
+
+
+def test_a_file_may_grow_in_the_middle_of_its_last_row(account: Account, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("type,toolName\ncustom,a\ncustom,b\ncustom,hel")
+    run(account, str(file))
+    file.write_text("type,toolName\ncustom,a\ncustom,b\ncustom,hello\ncustom,c\n")
+    assert "stored 2, already stored 2, rejected 0" in run(account, str(file)).stdout
+    assert [row[0] for row in account.rows("tool_name")] == ["a", "b", "hel", "hello", "c"]
 
 
 def test_equal_rows_of_a_file_are_all_stored(account: Account, tmp_path: Path) -> None:
