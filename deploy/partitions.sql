@@ -2,8 +2,8 @@
 --     psql "$DATABASE_URL" -f deploy/partitions.sql
 -- The first time it turns the table into the first partition, without copying a row: the key is built while the service
 -- goes on, and requests wait only while the tables change places. Each time it makes the partitions of the next 12
--- months: run it every month, from cron. What finds no partition goes into the default one and is not lost.
--- Afterwards run deploy/roles.sql again, if you use it.
+-- months: run it every month, from cron. What finds no partition goes into the default one, is not lost, and is moved to
+-- where it belongs by the next run.
 
 \set ON_ERROR_STOP on
 SET timezone = 'UTC';
@@ -33,14 +33,32 @@ SELECT relkind = 'r' AS ordinary FROM pg_class WHERE oid = 'audit_events'::regcl
     CREATE INDEX audit_events_timestamp ON audit_events USING brin ("timestamp" timestamptz_minmax_multi_ops);
     ALTER TABLE audit_events ATTACH PARTITION audit_events_first FOR VALUES FROM (MINVALUE) TO (:'next_month');
     CREATE TABLE audit_events_default PARTITION OF audit_events DEFAULT;
+    -- who may do something with the table, may go on
+    SELECT format('GRANT %s ON audit_events TO %I', acl.privilege_type, pg_get_userbyid(acl.grantee))
+    FROM pg_class c, aclexplode(c.relacl) AS acl
+    WHERE c.oid = 'audit_events_first'::regclass AND acl.grantee NOT IN (0, c.relowner)
+    \gexec
     COMMIT;
 \endif
 
+BEGIN;
+SET LOCAL lock_timeout = '3s';
+ALTER TABLE audit_events DETACH PARTITION audit_events_default;
 SELECT format(
     'CREATE TABLE IF NOT EXISTS audit_events_%s PARTITION OF audit_events FOR VALUES FROM (%L) TO (%L)',
     to_char(month, 'YYYY_MM'), month, month + interval '1 month'
 )
 FROM generate_series(
-    date_trunc('month', now()) + interval '1 month', now() + interval '12 months', interval '1 month'
+    coalesce(
+        (SELECT date_trunc('month', min(received_at)) FROM audit_events_default),
+        date_trunc('month', now()) + interval '1 month'
+    ),
+    greatest(now() + interval '12 months', (SELECT max(received_at) FROM audit_events_default)),
+    interval '1 month'
 ) AS month
+WHERE to_regclass('audit_events_' || to_char(month, 'YYYY_MM')) IS NULL
 \gexec
+INSERT INTO audit_events SELECT * FROM audit_events_default;
+TRUNCATE audit_events_default;
+ALTER TABLE audit_events ATTACH PARTITION audit_events_default DEFAULT;
+COMMIT;

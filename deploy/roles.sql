@@ -1,7 +1,7 @@
 -- Two roles: the owner, who runs the commands, and igris_web, which runs gunicorn and can do no more than requests need.
 -- It can add events and read keys' hashes; it can not read events back, change them or delete them.
 --
--- Run in the database, after init-db and again after every upgrade, as a superuser or as the owner with CREATEROLE:
+-- Run in the database, after init-db and again after every upgrade, as a superuser:
 --     psql "$DATABASE_URL" -v password=secret -f deploy/roles.sql
 -- and give gunicorn a DATABASE_URL with the user igris_web and that password.
 

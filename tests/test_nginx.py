@@ -100,6 +100,9 @@ def test_nginx_answers_what_is_no_http_in_the_same_shape(account: Account) -> No
     for data, status, error in (
         (b"nonsense\r\n\r\n", 400, "Bad request"),
         (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 40_000), 414, "URI too long"),
+        (b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405, "Method not allowed"),
+        (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505, "Bad request"),
+        (b"GET /igris-error HTTP/1.1\r\nHost: x\r\n\r\n", 404, "Not found"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"x" * 40_000), 431, "Request header fields too large"),
     ):
         assert_refused(account.service.send(data), status, error)  # type: ignore[attr-defined]

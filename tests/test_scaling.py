@@ -7,7 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 import admin as admin_module
 import storage
@@ -53,8 +55,13 @@ def test_the_questions_of_the_documentation_have_answers(own_account: Account) -
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path) -> None:
+    psql(own_account, "-v", "password=secret", "-f", "deploy/roles.sql")
     for _ in range(2):
         psql(own_account, "-f", "deploy/partitions.sql")
+    with psycopg.connect(make_conninfo(own_account.service.database_url, user="igris_web", password="secret")) as web:
+        web.execute("INSERT INTO audit_events (org_id) SELECT 'acme' WHERE false")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            web.execute("SELECT * FROM audit_events")
     query = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_events'::regclass"
     assert own_account.execute(query) == [(14,)]  # what was there, the default, and 12 months
     own_account.post([EVENT] * 3)
@@ -68,7 +75,9 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     assert own_account.execute("SELECT count(*) FROM audit_events_first") == [(11,)]
     [(late,)] = own_account.execute("SELECT count(*) FROM audit_events_default")
     assert late in (8, 9)
-    psql(own_account, "-v", "password=secret", "-f", "deploy/roles.sql")
+    psql(own_account, "-f", "deploy/partitions.sql")
+    assert own_account.execute("SELECT count(*) FROM audit_events_default") == [(0,)]
+    assert [row[0] for row in own_account.rows("id")] == ids
     url = own_account.service.database_url
     assert flask("init-db", database_url=url).returncode == 0
     assert len(flask("events", "--limit", "100", database_url=url).stdout.splitlines()) == 32

@@ -1,5 +1,6 @@
 """deploy/*.service and what systemd expects of gunicorn: readiness, reload, stop."""
 
+import os
 import re
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import EVENT, ROOT, Account, Service, wait_for
+from tests.service import BIN, EVENT, ROOT, Account, Service, wait_for
 
 UNITS = sorted(path.name for path in (ROOT / "deploy").iterdir() if path.suffix in (".service", ".timer"))
 
@@ -43,6 +44,14 @@ def test_the_units_name_what_is_there() -> None:
         for command in re.findall(r"^ExecStart=\S+/flask --app app (.+)$", text, re.MULTILINE):
             assert command == "prune --before 400d"
     unit = (ROOT / "deploy/igris-ingest.service").read_text()
+    [check] = re.findall(r"^ExecReload=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
+    environ = {**os.environ, "DATABASE_URL": "postgresql:///igris"}
+    for port, good in (("8000", True), ("http", False)):
+        command = f"{BIN}/{check}"
+        checked = subprocess.run(
+            command, shell=True, cwd=ROOT, env={**environ, "PORT": port}, capture_output=True, check=False
+        )
+        assert (checked.returncode == 0) == good
     web = re.findall(r"^ExecStart=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
     assert f"web: {web[0]}" in (ROOT / "Procfile").read_text()
 
