@@ -651,8 +651,8 @@ class Import:
     def _advance(self) -> None:
         """Gets at least one pending event done or rejected."""
         # the last event is a chunk of its own: a file that grows may have ended in the middle of it
-        end = self._limits[0] if self._limits else max(1, len(self._pending) - 1)
-        end = min(end, self._bad_within or end)
+        end = max(1, len(self._pending) - 1)
+        end = min([end, *self._limits, self._bad_within or end])
         if self._chunks is None:
             return self._drop(end)
         if unasked := self._keys[self._asked :]:

@@ -458,13 +458,15 @@ def test_a_file_is_stored_once_and_what_was_added_to_it_too(account: Account, tm
     assert account.used() == 4001
 
 
-def test_a_file_may_grow_in_the_middle_of_its_last_row(account: Account, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [2, backfill.CHUNK_ROWS - 1])
+def test_a_file_may_grow_in_the_middle_of_its_last_row(account: Account, rows: int, tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_text("type,toolName\ncustom,a\ncustom,b\ncustom,hel")
+    before = "type,toolName\n" + "custom,x\n" * rows
+    file.write_text(before + "custom,hel")
     run(account, str(file))
-    file.write_text("type,toolName\ncustom,a\ncustom,b\ncustom,hello\ncustom,c\n")
-    assert "stored 2, already stored 2, rejected 0" in run(account, str(file)).stdout
-    assert [row[0] for row in account.rows("tool_name")] == ["a", "b", "hel", "hello", "c"]
+    file.write_text(before + "custom,hello\ncustom,c\n")
+    assert f"stored 2, already stored {rows}, rejected 0" in run(account, str(file)).stdout
+    assert [row[0] for row in account.rows("tool_name")] == ["x"] * rows + ["hel", "hello", "c"]
 
 
 def test_equal_rows_of_a_file_are_all_stored(account: Account, tmp_path: Path) -> None:
