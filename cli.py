@@ -214,9 +214,8 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
         for rows in admin().follow(org, limit) if follow else [admin().newest(org, limit)]:
             if as_json:
                 for row in rows:
-                    metadata = row.pop("metadata")  # text, so that numbers keep their digits
-                    if not metadata.isascii():
-                        metadata = re.sub("[^ -~]", lambda each: json.dumps(each[0])[1:-1], metadata)
+                    # as text, so that numbers keep their digits; what could mean something to a terminal is escaped
+                    metadata = re.sub("[^ -~]", lambda each: _escaped(each[0]), row.pop("metadata"))
                     click.echo(f'{json.dumps(row, default=_iso)[:-1]}, "metadata": {metadata}}}')
             else:
                 print_table(rows, columns, widths, cut=sys.stdout.isatty())
@@ -272,7 +271,7 @@ def import_(
         job = backfill.Import(chunks, rejects.write)
         problem, status = "", 0
         try:
-            source = stack.enter_context(backfill.Source(file, sys.stdin.buffer))
+            source = stack.enter_context(backfill.Source(file, getattr(sys.stdin, "buffer", None)))
             rows = backfill.events(source, form, columns, current_app.config["MAX_BODY_BYTES"])
             show_progress = stack.enter_context(progress(source.size, "rows"))
             for _ in job.run(rows):
@@ -417,6 +416,11 @@ def _cell(value: object) -> str:
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     text = "-" if value is None else str(value)
     return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _escaped(character: str) -> str:
+    """As JSON; json.dumps leaves DEL as it is."""
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
 
 
 def _iso(value: datetime) -> str:

@@ -127,8 +127,8 @@ def test_metadata_keeps_its_digits_and_can_not_touch_the_terminal(account: Accou
     account.post(b'{"type": "custom", "toolName": "a\\u001b[2J\\u0085b", "metadata": {"n": 1.10000000000000000001}}')
     shown = run(account, "events", "--org", account.org_id)
     assert r"a\x1b[2J\x85b" in shown.stdout
-    account.post('{"type": "custom", "toolName": "x", "metadata": {"c1": "\x9b31m", "n": "ü"}}'.encode())
-    assert '{"n": "\\u00fc", "c1": "\\u009b31m"}' in run(account, "events", "--limit", "1", "--json").stdout
+    account.post('{"type": "custom", "toolName": "x", "metadata": {"c1": "\x9b31m\x7f", "n": "ü"}}'.encode())
+    assert '{"n": "\\u00fc", "c1": "\\u009b31m\\u007f"}' in run(account, "events", "--limit", "1", "--json").stdout
     exact = run(account, "events", "--org", account.org_id, "--json").stdout.splitlines()[0]
     assert '"metadata": {"n": 1.10000000000000000001}' in exact
     assert json.loads(exact)["tool_name"] == "a\x1b[2J\x85b"
