@@ -14,6 +14,7 @@ from typing import Any
 from flask import Flask, Response, g, has_request_context, request
 
 STANDARD_OUTPUT = 1
+TERMINAL = os.isatty(STANDARD_OUTPUT)
 
 REQUEST_ID = re.compile(r"(?!.*ig_)[\w.:/+=@-]{1,128}", re.ASCII)
 """An X-Request-Id that is taken over; one with an API key in it is not."""
@@ -44,11 +45,8 @@ def end(response: Response) -> Response:
     line["status"] = response.status_code
     line["ms"] = round((time.perf_counter() - g.began) * 1000, 2)
     with suppress(OSError):  # nobody reads the log: no reason to refuse a request
-        os.write(STANDARD_OUTPUT, (_plain(line) if _terminal else json.dumps(line) + "\n").encode())
+        os.write(STANDARD_OUTPUT, (_plain(line) if TERMINAL else json.dumps(line) + "\n").encode())
     return response
-
-
-_terminal = os.isatty(STANDARD_OUTPUT)
 
 
 def _plain(line: dict[str, Any]) -> str:
