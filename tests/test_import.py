@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -534,8 +536,26 @@ def test_an_interrupted_import_is_completed_by_a_rerun(
     assert 0 < stored < 60_000
     done = run(account, str(file))
     assert done.stdout == f"read 60000, stored {60_000 - stored}, already stored {stored}, rejected 0\n"
+    for line in done.stderr.splitlines():  # one a second, if it takes so long
+        assert re.fullmatch(r"[\d,]+ rows, [\d,]+ a second, \d+ s left", line)
     assert [row[0] for row in account.rows("tool_name")] == [f"tool-{i}" for i in range(60_000)]
     assert account.used() == 60_000
+
+
+def test_a_terminal_shows_a_bar(account: Account, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.ndjson", ndjson(events(5000)).encode())
+    terminal, end = pty.openpty()
+    command = [*FLASK, "import", str(file), "--org", account.org_id]
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url, "COLUMNS": "100", "TERM": "xterm"}
+    subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # the end
+        while data := os.read(terminal, 10_000):
+            shown += data
+    os.close(terminal)
+    assert re.search(rb"\[#+-+\] +\d+% .*2,\d{3} rows, [\d,]+ a second", shown)
+    assert re.search(rb"\[#+\] +100% .*5,000 rows, ", shown)
 
 
 def test_one_import_at_a_time_into_an_organization(new_account: Callable[..., Account], tmp_path: Path) -> None:
