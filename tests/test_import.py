@@ -239,9 +239,9 @@ def test_a_bad_row_of_csv_does_not_stop_the_rest(tmp_path: Path) -> None:
 
 
 def test_a_bad_row_of_ndjson_does_not_stop_the_rest(tmp_path: Path) -> None:
-    lines = [b"{}", b"[1]", b"7", b'{"type"', b"\xff", b'{"a": NaN}', b"[" * 5000, b"x" * LONGEST * 2]
+    lines = [b"{}", b"[1]", b"7", b'{"type"', b"\xff", b'{"a": NaN}', b"x" * LONGEST * 2]
     rows = read(tmp_path, "a.ndjson", b"\n".join([*lines, json.dumps(EVENT).encode()]))
-    assert [row.line for row in rows] == list(range(1, 10))
+    assert [row.line for row in rows] == list(range(1, 9))
     assert [row.reason.partition(";")[0] for row in rows[:-1]] == [
         "type: Required",
         "Expected object, received array",
@@ -249,7 +249,6 @@ def test_a_bad_row_of_ndjson_does_not_stop_the_rest(tmp_path: Path) -> None:
         "Invalid JSON: Expecting ':' delimiter: line 2 column 1 (char 8)",
         "Invalid JSON: The body is not UTF-8: invalid start byte at byte 0",
         "Invalid JSON: NaN is not JSON",
-        "Invalid JSON: Nested too deep",
         "The line has more than 10000 bytes",
     ]
     assert texts(rows[-1:]) == [EVENT]
