@@ -65,7 +65,7 @@ class _Wrong(Exception):
 
 
 class _Plan(NamedTuple):
-    """What becomes of the columns of a row: the index of each field's, and of the others with their JSON names."""
+    """What becomes of the columns of a row: the index of each field's, and the names and indexes of the others."""
 
     fields: dict[str, int]
     others: list[tuple[str, int]]
@@ -93,7 +93,7 @@ class Columns:
         self._plans: dict[Sequence[str], _Plan] = {}
         self._planned = 0  # names in all of them
         try:
-            self._event({"type": "custom", "toolName": "x"}, "", [])
+            self._event({"type": "custom", "toolName": "x"}, "", {})
         except _Wrong as error:
             raise ValueError(f"{error}") from None
 
@@ -107,11 +107,7 @@ class Columns:
             for column in (self._renamed.get(field), *own):
                 if column in names and field not in self._constants:
                     fields.setdefault(field, names.index(column))
-        others = [
-            (json.dumps(name) + ": ", index)
-            for index, name in enumerate(names)
-            if name and index not in fields.values()
-        ]
+        others = [(name, index) for index, name in enumerate(names) if name and index not in fields.values()]
         verbatim = not others and not self._constants and all(names[index] == field for field, index in fields.items())
         self._planned += len(names)
         if self._planned > 100_000:  # objects of ever different keys
@@ -141,7 +137,7 @@ class Columns:
     def from_cells(self, plan: _Plan, cells: list[str]) -> str:
         """The event in a row of CSV, as JSON. An empty cell is an absent one. Raises _Wrong."""
         values: dict[str, Any] = {field: cells[index] for field, index in plan.fields.items() if cells[index]}
-        others = [name + _json_string(cells[index]) for name, index in plan.others if cells[index]]
+        others = {name: _json_string(cells[index]) for name, index in plan.others if cells[index]}
         return self._event(values, "", others)
 
     def from_json(self, row: Any, text: str) -> str:
@@ -167,9 +163,9 @@ class Columns:
             number = texts[plan.fields["timestamp"]]
             values["timestamp"] = number if _EPOCH.fullmatch(number) else columns[plan.fields["timestamp"]]
         metadata_text = texts[plan.fields["metadata"]] if "metadata" in plan.fields else ""
-        return self._event(values, metadata_text, [name + texts[index] for name, index in plan.others])
+        return self._event(values, metadata_text, {name: texts[index] for name, index in plan.others})
 
-    def _event(self, values: dict[str, Any], metadata_text: str, others: list[str]) -> str:
+    def _event(self, values: dict[str, Any], metadata_text: str, others: dict[str, str]) -> str:
         values.update(self._constants)
         if type(time := values.get("timestamp")) is str:
             values["timestamp"] = self._instant(time)
@@ -183,12 +179,13 @@ class Columns:
         if metadata is None and not others:
             return _judged(values, text)
         if metadata is None or type(metadata) is dict:
+            members = [f"{_json_string(name)}: {text}" for name, text in others.items()]
             if metadata:
                 for name in metadata:
-                    if any(other.startswith(json.dumps(name) + ": ") for other in others):
+                    if name in others:
                         raise _Wrong(f"metadata: Has {name!r}, and there is a column of that name")
-                others.append(metadata_text.strip()[1:-1].strip())
-            metadata_text = "{" + ", ".join(others) + "}"
+                members.append(metadata_text.strip()[1:-1].strip())
+            metadata_text = "{" + ", ".join(members) + "}"
             metadata = {}
         values["metadata"] = metadata
         return _judged(values, f'{text[:-1]}, "metadata": {metadata_text}}}')
