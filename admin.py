@@ -37,12 +37,14 @@ KEYS = """
     ORDER BY id
 """
 
+# The newest events, or those of some ids.
 NEWEST = """
     SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
            metadata::text AS metadata
     FROM audit_events
     WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
-      AND (%(age)s::interval IS NULL OR received_at >= now() - %(age)s::interval)
+      AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+      AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
     ORDER BY id DESC
     LIMIT %(limit)s
 """
@@ -53,16 +55,6 @@ IDS = """
     FROM audit_events
     WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
       AND received_at >= %(since)s
-"""
-
-EVENTS = """
-    SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
-           metadata::text AS metadata
-    FROM audit_events
-    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
-      AND received_at >= %(since)s
-      AND id = ANY(%(ids)s)
-    ORDER BY id
 """
 
 # An organization's events are found by its key; all of them only by when they were received.
@@ -296,8 +288,8 @@ class Admin:
                 ids = _ids(connection, org_id, since)
                 unseen = sorted(ids - seen)
                 for start in range(0, len(unseen), PAGE):
-                    page = {"org_id": org_id, "since": since, "ids": unseen[start : start + PAGE]}
-                    yield _rows(connection, EVENTS, page)
+                    page = {"org_id": org_id, "since": since, "ids": unseen[start : start + PAGE], "limit": None}
+                    yield _rows(connection, NEWEST, page)[::-1]
                 seen, last = ids, now
                 yield []
 
@@ -383,8 +375,9 @@ def _rows(connection: Connection, query: str, parameters: dict[str, Any]) -> lis
 
 def _newest(connection: Connection, org_id: str | None, limit: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    now = _now(connection)
     for age in (None,) if org_id else AGES:
-        rows = _rows(connection, NEWEST, {"org_id": org_id, "age": age, "limit": limit})
+        rows = _rows(connection, NEWEST, {"org_id": org_id, "since": age and now - age, "ids": None, "limit": limit})
         if len(rows) == limit:
             break
     return rows[::-1]
