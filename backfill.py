@@ -605,8 +605,8 @@ class Import:
         self._done = 0  # events that are stored or passed over
         self._done_hash = hashlib.sha256()
         self._pending: list[Event] = []
-        self._pending_hash = hashlib.sha256()
-        self._keys: list[str] = []  # of the pending events
+        self._hashes: list[Any] = []  # of all events up to each pending one ...
+        self._keys: list[str] = []  # ... as keys
         self._asked = 0  # how many of them
         self._stored: dict[int, int] = {}  # the end of each chunk found among them, and its events
         self._bad_within: int | None = None  # so many of them, PostgreSQL refuses one
@@ -636,13 +636,18 @@ class Import:
             raise unreadable
 
     def _append(self, event: Event) -> None:
+        chain = (self._hashes[-1] if self._hashes else self._done_hash).copy()
+        chain.update(event.text.encode() + b"\n")
         self._pending.append(event)
-        self._pending_hash.update(event.text.encode() + b"\n")
-        self._keys.append(self._pending_hash.hexdigest())
+        self._hashes.append(chain)
+        self._keys.append(chain.hexdigest())
+        self._measure(len(self._pending), event)
+
+    def _measure(self, position: int, event: Event) -> None:
         self._rows += 1
         self._bytes += len(event.text)
         if self._rows >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES:
-            self._limits.append(len(self._pending))
+            self._limits.append(position)
             self._rows = self._bytes = 0
 
     def _advance(self) -> None:
@@ -689,26 +694,26 @@ class Import:
 
     def _drop(self, count: int) -> None:
         """The first of the pending events are done."""
-        for event in self._pending[:count]:
-            self._done_hash.update(event.text.encode() + b"\n")
+        self._done_hash = self._hashes[count - 1]
         self._done += count
         self._asked = max(0, self._asked - count)
         self._bad_within = (self._bad_within or 0) - count
         if self._bad_within <= 0:
             self._bad_within = None
-        self._restart(self._pending[count:])
+        del self._pending[:count], self._hashes[:count], self._keys[:count]
+        self._limits.clear()
+        self._rows = self._bytes = 0
+        for position, event in enumerate(self._pending, 1):
+            self._measure(position, event)
 
     def _drop_rejected(self) -> None:
         """The first pending event is none; all keys after it are others without it."""
         self._bad_within = None
         self._asked = 0
         self._stored.clear()
-        self._restart(self._pending[1:])
-
-    def _restart(self, pending: list[Event]) -> None:
-        self._pending, self._keys, self._limits = [], [], []
+        pending = self._pending[1:]
+        self._pending, self._hashes, self._keys, self._limits = [], [], [], []
         self._rows = self._bytes = 0
-        self._pending_hash = self._done_hash.copy()
         for event in pending:
             self._append(event)
 
