@@ -1,23 +1,23 @@
-"""Audit events over HTTP. The life of a request: authenticate, load, store, answer."""
+"""Answer HTTP: authenticate a request, load its events, store them, answer."""
 
 import hashlib
 import json
 import logging
-import math
+import os
+import random
 import re
-import secrets
-import zlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_list_header
 
-import cli
+import body
 import config
+import database
 import logs
 import schemas
 import storage
@@ -25,130 +25,92 @@ import storage
 log = logging.getLogger("igris")
 
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
-MEDIA_TYPE = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
-
-OPENAPI = Path(__file__).with_name("openapi.yaml").read_text()
 
 ingest = Blueprint("ingest", __name__)
 
 
 @ingest.before_request
 def authenticate() -> None:
-    """Before the body is read: a stranger's is not worth it."""
+    """Find the request's API key. This runs before the body is read, so a stranger can't make us read one."""
     scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-    key = sent.strip()
-    g.key_sent = scheme.lower() == "bearer" and key != ""
-    if not g.key_sent or not API_KEY.fullmatch(key):
+    key = sent.strip() if scheme.lower() == "bearer" else ""
+    g.key_sent = bool(key)
+    if not API_KEY.fullmatch(key):
         raise storage.Unauthorized
-    g.api_key = api_key = store().identify(key)
+    g.api_key = api_key = current_storage().identify(key)
     g.key = key
-    g.line.update(organization=api_key.org_id, apiKeyId=api_key.id)
+    g.access_line.organization, g.access_line.apiKeyId = api_key.org_id, api_key.id
 
 
 @ingest.after_request
-def authenticate_again(response: Response) -> Response:
-    """A key known from memory may have been revoked. Storing asks for that, so only a refusal is left to check."""
+def recheck_key(response: Response) -> Response:
+    """Refuse a request whose key was known from memory and has been revoked since.
+
+    Storing checks the key itself, so only refusals are checked here. Errors raised in after_request bypass Flask's
+    handlers, hence the direct call.
+    """
     if response.status_code < 400 or response.status_code == 503 or "key" not in g:
         return response
     try:
-        store().authenticate(g.key)
-    except (storage.Unauthorized, storage.Unavailable) as error:
-        return REFUSALS[type(error)](error)
+        current_storage().authenticate(g.key)
+    except (storage.Unauthorized, database.Unavailable) as error:
+        return ERROR_RESPONSES[type(error)](error)
     return response
 
 
 @ingest.post("/api/v1/ingest/raw")
 def ingest_raw() -> Response:
-    """Stores the events of the body, all or none, and answers after the commit.
+    """Store the events of the body, all or none, and answer after the commit.
 
-    With `Prefer: handling=lenient` it stores those that are valid, as far as the quota reaches.
+    With `Prefer: handling=lenient` the valid events are stored, and the others listed.
     """
-    body, text, batch = load()
+    batch, data = load()
     lenient = prefers_lenient()
-    valid = batch.valid
-    if batch.faulty and not (lenient and valid):
-        raise schemas.InvalidEvents(batch.details())
-    idempotency_key = read_idempotency_key()
-    receipt = store().store(
-        g.api_key,
-        storage.Request(
-            f"[{text}]" if batch.single else text,
-            valid,
-            len(batch.events),
-            lenient,
-            idempotency_key,
-            hashlib.sha256(body).digest() if idempotency_key else None,
-        ),
-    )
-    rejected = len(batch.events) - receipt.ingested
-    g.line.update(ingested=0 if receipt.replayed else receipt.ingested, rejected=rejected)
-    answered: dict[str, Any] = {
-        "data": {"ingested": receipt.ingested, "rejected": rejected},
-        "meta": {"remainingQuota": receipt.remaining},
+    if batch.error_counts and not lenient:
+        raise schemas.InvalidEvents(batch.details(), len(batch.events))
+    return answer(batch, store(batch, data), lenient)
+
+
+def load() -> tuple[schemas.Batch, bytes]:
+    """Return the events of the body, and the body. Raises what ERROR_RESPONSES names."""
+    ndjson = body.is_ndjson(request)
+    data = body.read(request, current_app.config["MAX_BODY_BYTES"])
+    limits = current_app.config["MAX_BATCH_EVENTS"], current_app.config["MAX_BODY_VALUES"]
+    batch = schemas.load(data, *limits, ndjson=ndjson)
+    g.access_line.rejected = len(batch.events)  # until they are stored
+    return batch, data
+
+
+def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
+    """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERROR_RESPONSES names."""
+    key = read_idempotency_key()
+    fingerprint = hashlib.sha256(data).digest() if key else None
+    text, valid, size = schemas.storable_text(batch.text), batch.valid, len(batch.events)
+    if not valid:
+        current_storage().authenticate(g.key)  # the storing statement would check it, but does not run
+    return current_storage().store(g.api_key, storage.EventBatch(text, valid, size, key, fingerprint))
+
+
+def answer(batch: schemas.Batch, result: storage.StoreResult, lenient: bool) -> Response:
+    rejected = len(batch.events) - result.ingested
+    g.access_line.ingested, g.access_line.rejected = 0 if result.replayed else result.ingested, rejected
+    content: dict[str, Any] = {
+        "data": {"ingested": result.ingested, "rejected": rejected},
+        "meta": {"remainingQuota": result.remaining},
     }
     if rejected:
-        answered["details"] = batch.details(past_quota=valid[receipt.ingested :])
+        content["details"] = batch.details()
     headers = []
     if lenient:
         headers.append(("Preference-Applied", "handling=lenient"))
-    if receipt.replayed:
+    if result.replayed:
         headers.append(("Idempotency-Replayed", "true"))
-    return answer(answered, headers=headers)
-
-
-def load() -> tuple[bytes, str, schemas.Batch]:
-    """The body, its text, and the events in it. Raises what the table of refusals names."""
-    if not MEDIA_TYPE.fullmatch(request.content_type or ""):
-        raise UnsupportedMediaType("Content-Type", "Accept", "application/json")
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity", "gzip"):
-        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "gzip, identity")
-    body = read_body(gzip=encoding == "gzip")
-    text, data = schemas.parse_json(body)
-    return body, text, schemas.load(data, current_app.config["MAX_BATCH_EVENTS"])
-
-
-def read_body(*, gzip: bool) -> bytes:
-    """The whole body, inflated. Raises RequestEntityTooLarge; InvalidJSON if it breaks off or is badly framed."""
-    limit = current_app.config["MAX_BODY_BYTES"]
-    length = request.content_length  # None: it comes in chunks
-    if length is not None and length > limit:
-        raise RequestEntityTooLarge
-    try:
-        body: bytes = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
-    except Exception as error:  # the server's parser has its own types for what a client can do wrong
-        raise schemas.InvalidJSON("The body could not be read to its end") from error
-    if len(body) > limit:
-        raise RequestEntityTooLarge
-    if length is not None and len(body) < length:
-        raise schemas.InvalidJSON("The body breaks off")
-    return inflate(body, limit) if gzip else body
-
-
-def inflate(body: bytes, limit: int) -> bytes:
-    """Inflates gzip (RFC 1952), whose members may be many. Stops as soon as there are more than `limit` bytes."""
-    inflated = bytearray()
-    member = zlib.decompressobj(wbits=31)
-    for start in range(0, len(body), 4096):  # in small pieces: what follows a member is copied at each member's end
-        piece = body[start : start + 4096]
-        while piece:
-            if member.eof:
-                member = zlib.decompressobj(wbits=31)
-            try:
-                inflated += member.decompress(piece, limit - len(inflated) + 1)
-            except zlib.error:
-                raise schemas.InvalidJSON("The body is not gzip") from None
-            if len(inflated) > limit:
-                raise RequestEntityTooLarge
-            piece = member.unused_data
-    if not member.eof:
-        raise schemas.InvalidJSON("The gzip body breaks off")
-    return bytes(inflated)
+    return json_response(content, headers=headers)
 
 
 def prefers_lenient() -> bool:
-    """Whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
+    """Return whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
     sent = request.headers.get("Prefer")
     for preference in parse_list_header(sent.lower()) if sent else ():
         name, _, value = preference.partition(";")[0].partition("=")
@@ -158,7 +120,7 @@ def prefers_lenient() -> bool:
 
 
 def read_idempotency_key() -> str | None:
-    """The Idempotency-Key without its quotes, if one was sent. Raises InvalidIdempotencyKey."""
+    """Return the Idempotency-Key without its quotes, or None. Raises InvalidIdempotencyKey."""
     sent = request.headers.get("Idempotency-Key")
     if sent is None:
         return None
@@ -167,130 +129,174 @@ def read_idempotency_key() -> str | None:
     return match["quoted"] or match["bare"]
 
 
-class UnsupportedMediaType(Exception):
-    """A header has a value that is not understood. Arguments: its name, the header that says what is, and that."""
-
-
 class InvalidIdempotencyKey(Exception):
-    """The header is there, and is no key."""
+    """The header is there, but it is not a key."""
 
 
-def store() -> storage.Storage:
+def current_storage() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
 
 
-public = Blueprint("public", __name__)  # no key needed
+# Probes and the description of the interface need no key.
 
 
-@public.get("/healthz")
 def healthz() -> Response:
-    """The process answers, whatever the database does."""
-    return answer({"status": "ok"})
+    """Answer while the process does, whatever the database does."""
+    return json_response({"status": "ok"})
 
 
-@public.get("/readyz")
 def readyz() -> Response:
-    """Requests can be served: PostgreSQL answers and the schema is there."""
+    """Answer whether requests can be stored: PostgreSQL answers, can be written to, and has the schema."""
     try:
-        store().check_ready()
-    except storage.Unavailable as error:
-        return answer({"status": "unavailable", "reason": str(error)}, 503)
-    return answer({"status": "ok"})
+        current_storage().check_ready()
+    except database.Unavailable as error:
+        return json_response({"status": "unavailable", "reason": str(error)}, 503)
+    return json_response({"status": "ok"})
 
 
-@public.get("/openapi.yaml")
 def openapi() -> Response:
-    """What clients may rely on, for programs."""
-    return Response(OPENAPI, headers=[("Content-Type", "application/yaml"), ("Cache-Control", "no-store")])
+    text = Path(__file__).with_name("openapi.yaml").read_text()
+    return Response(text, headers=[("Content-Type", "application/yaml"), ("Cache-Control", "no-store")])
 
 
-def refuse(
+def json_response(content: dict[str, Any], status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    headers = [*headers, ("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+    return Response(json.dumps(content) + "\n", status, headers)
+
+
+def error_response(
     status: int,
     error: str,
     details: schemas.Details | str = "",
     meta: dict[str, Any] | None = None,
     headers: Iterable[tuple[str, str]] = (),
 ) -> Response:
-    """The one maker of error answers; a `details` string is about the body as a whole."""
-    body: dict[str, Any] = {"error": error}
+    """Make the response of an error. A `details` string is about the request as a whole."""
+    content: dict[str, Any] = {"error": error}
     if details:
-        body["details"] = [{"field": "", "message": details}] if isinstance(details, str) else details
+        content["details"] = [{"field": "", "message": details}] if isinstance(details, str) else details
     if meta:
-        body["meta"] = meta
-    return answer(body, status, headers)
+        content["meta"] = meta
+    g.access_line.error = error
+    return json_response(content, status, headers)
 
 
-def answer(body: dict[str, Any], status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    headers = [*headers, ("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-    return Response(json.dumps(body) + "\n", status, headers)
+def not_found(_: NotFound) -> Response:
+    return error_response(404, "Not found")
 
 
-def unavailable(error: storage.Unavailable) -> Response:
-    log.warning("%s: %s", error, error.__cause__)
-    # spread, so that all those who were refused don't come back in the same second
-    return refuse(503, "Service unavailable", headers=[("Retry-After", str(secrets.randbelow(5) + 1))])
+def method_not_allowed(error: MethodNotAllowed) -> Response:
+    return error_response(405, "Method not allowed", headers=[("Allow", ", ".join(sorted(error.valid_methods or ())))])
 
 
-def defect(error: Exception) -> Response:
-    log.error("a defect", exc_info=error)
-    return refuse(500, "Internal server error")
-
-
-def seconds_to_next_month(now: datetime) -> int:
-    """Whole seconds, at least 1, until the calendar month of `now` (UTC) is over."""
-    first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    following = (first + timedelta(days=32)).replace(day=1)
-    return math.ceil((following - now).total_seconds())
-
-
-# From an exception to its answer.
-REFUSALS: dict[type[Exception], Callable[[Any], Response]] = {
-    NotFound: lambda _: refuse(404, "Not found"),
-    MethodNotAllowed: lambda error: refuse(
-        405, "Method not allowed", headers=[("Allow", ", ".join(sorted(error.valid_methods)))]
-    ),
-    storage.Unauthorized: lambda _: refuse(
+def unauthorized(_: storage.Unauthorized) -> Response:
+    challenge = 'Bearer realm="igris"'
+    if g.key_sent:
+        challenge += ', error="invalid_token"'
+    return error_response(
         401,
         "Unauthorized",
-        headers=[("WWW-Authenticate", 'Bearer realm="igris"' + ', error="invalid_token"' * g.key_sent)],
-    ),
-    UnsupportedMediaType: lambda error: refuse(
-        415,
-        "Unsupported media type",
-        f"{error.args[0]} must be {error.args[2]}",
-        headers=[(error.args[1], error.args[2])],
-    ),
-    RequestEntityTooLarge: lambda _: refuse(
-        413,
-        "Payload too large",
-        f"The body must be at most {current_app.config['MAX_BODY_BYTES']} bytes: split the batch",
-    ),
-    schemas.InvalidJSON: lambda error: refuse(400, "Invalid JSON", str(error)),
-    storage.Unstorable: lambda error: refuse(400, "Invalid JSON", str(error)),
-    schemas.InvalidEvents: lambda error: refuse(400, "Validation failed", error.args[0]),
-    InvalidIdempotencyKey: lambda _: refuse(
-        400,
-        "Validation failed",
-        [{"field": "Idempotency-Key", "message": "Must be 1 to 255 printable ASCII characters, quoted or bare"}],
-    ),
-    storage.KeyReused: lambda _: refuse(
-        422, "Idempotency-Key reused", "The key was used with another body: send this one under a key of its own"
-    ),
-    storage.QuotaExceeded: lambda error: refuse(
+        "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired",
+        headers=[("WWW-Authenticate", challenge)],
+    )
+
+
+def unsupported_media_type(error: body.UnsupportedMediaType) -> Response:
+    header, accept_header, accepted = error.args
+    return error_response(
+        415, "Unsupported media type", f"{header} must be one of {accepted}", headers=[(accept_header, accepted)]
+    )
+
+
+def too_many_bytes(error: body.TooManyBytes) -> Response:
+    return payload_too_large(f"The body must be at most {error} bytes: split the batch")
+
+
+def too_many_values(error: schemas.TooManyValues) -> Response:
+    return payload_too_large(f"The body must have at most {error} JSON values: split the batch")
+
+
+def body_too_large(_: storage.BodyTooLarge) -> Response:
+    return payload_too_large("PostgreSQL has too little memory for this body: split the batch")
+
+
+def payload_too_large(message: str) -> Response:
+    return error_response(413, "Payload too large", message)
+
+
+def invalid_json(error: schemas.InvalidJSON | database.DataRejected) -> Response:
+    return error_response(400, "Invalid JSON", str(error))
+
+
+def invalid_events(error: schemas.InvalidEvents) -> Response:
+    details, g.access_line.rejected = error.args
+    return error_response(400, "Validation failed", details)
+
+
+def invalid_idempotency_key(_: InvalidIdempotencyKey) -> Response:
+    message = "Must be 1 to 255 printable ASCII characters, quoted or bare"
+    return error_response(400, "Validation failed", [{"field": "Idempotency-Key", "message": message}])
+
+
+def key_reused(_: storage.KeyReused) -> Response:
+    message = "The key was used with another body: send this one under a key of its own"
+    return error_response(422, "Idempotency-Key reused", message)
+
+
+def quota_exceeded(error: storage.QuotaExceeded) -> Response:
+    """Say when the quota begins anew. It is not in Retry-After: clients obey that, and sleep for days."""
+    return error_response(
         429,
         "Quota exceeded",
         f"The month's quota has room for {error.remaining} more event(s)",
-        meta={"remainingQuota": error.remaining},
-        headers=[("Retry-After", str(seconds_to_next_month(datetime.now(UTC))))],
-    ),
-    storage.Unavailable: unavailable,
-    HTTPException: lambda error: refuse(error.code, error.name),
-    Exception: defect,
+        meta={"remainingQuota": error.remaining, "quotaResetsAt": first_of_next_month(datetime.now(UTC))},
+    )
+
+
+def first_of_next_month(now: datetime) -> str:
+    following = (now.replace(day=1) + timedelta(days=32)).replace(day=1)
+    return f"{following:%Y-%m-%d}T00:00:00Z"
+
+
+def unavailable(error: database.Unavailable) -> Response:
+    log.warning("%s", error.for_operator)
+    # spread, so that the clients that were refused don't come back in the same second
+    retry_after = random.randint(1, 5)  # noqa: S311
+    return error_response(503, "Service unavailable", headers=[("Retry-After", str(retry_after))])
+
+
+def other_http_error(error: HTTPException) -> Response:
+    return error_response(error.code or 500, error.name)
+
+
+def internal_error(error: Exception) -> Response:
+    log.error("this is a defect", exc_info=error)
+    return error_response(500, "Internal server error")
+
+
+# Each exception and its response. A new status is a function above and a row here.
+ERROR_RESPONSES: dict[type[Exception], Callable[[Any], Response]] = {
+    NotFound: not_found,
+    MethodNotAllowed: method_not_allowed,
+    storage.Unauthorized: unauthorized,
+    body.UnsupportedMediaType: unsupported_media_type,
+    body.TooManyBytes: too_many_bytes,
+    schemas.TooManyValues: too_many_values,
+    storage.BodyTooLarge: body_too_large,
+    schemas.InvalidJSON: invalid_json,
+    database.DataRejected: invalid_json,
+    schemas.InvalidEvents: invalid_events,
+    InvalidIdempotencyKey: invalid_idempotency_key,
+    storage.KeyReused: key_reused,
+    storage.QuotaExceeded: quota_exceeded,
+    database.Unavailable: unavailable,
+    HTTPException: other_http_error,
+    Exception: internal_error,
 }
 
 
 def create_app() -> Flask:
-    """The WSGI application, configured from the environment. Raises SystemExit if a setting makes no sense."""
+    """Return the WSGI application, configured from the environment. Raises SystemExit if a setting makes no sense."""
     settings = config.load()
     app = Flask(__name__, static_folder=None)
     app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
@@ -302,9 +308,13 @@ def create_app() -> Flask:
         prepare=settings["PREPARED_STATEMENTS"],
     )
     logs.init_app(app, settings["LOG_LEVEL"])
-    for exception, refusal in REFUSALS.items():
-        app.register_error_handler(exception, refusal)
+    for exception, response in ERROR_RESPONSES.items():
+        app.register_error_handler(exception, response)
     app.register_blueprint(ingest)
-    app.register_blueprint(public)
-    cli.init_app(app)
+    for path, view in {"/healthz": healthz, "/readyz": readyz, "/openapi.yaml": openapi}.items():
+        app.add_url_rule(path, view_func=view)
+    if os.environ.get("FLASK_RUN_FROM_CLI"):  # Flask sets it for `flask --app app`; web workers need no commands
+        import commands
+
+        commands.init_app(app)
     return app

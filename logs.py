@@ -1,79 +1,139 @@
-"""What is logged: a line a request on standard output (text on a terminal, else JSON), all else on standard error."""
+"""Log: a line for each request on standard output (text on a terminal, else JSON), everything else on standard error.
+
+Whoever reads the output may stop reading. Lines are lost then, and counted; no request waits.
+"""
 
 import json
 import logging
 import logging.config
 import os
+import random
 import re
-import secrets
+import socket
+import stat
 import time
-from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
 
 from flask import Flask, Response, g, has_request_context, request
 
-STANDARD_OUTPUT = 1
-TERMINAL = os.isatty(STANDARD_OUTPUT)
+import config
+
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
 REQUEST_ID = re.compile(r"(?!.*ig_)[\w.:/+=@-]{1,128}", re.ASCII)
-"""An X-Request-Id that is taken over; one with an API key in it is not."""
+"""An X-Request-Id that is taken over. One that contains an API key is not."""
 
 
-def begin() -> None:
-    """Starts the request's line (g.line). Who finds out more puts it there."""
-    g.began = time.perf_counter()
-    sent = request.headers.get("X-Request-Id", "")
-    g.line = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "requestId": sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16),
-        "method": request.method,
-        "path": request.url_rule and request.url_rule.rule,  # only one of ours: another may hold an API key
-        "status": None,
-        "ms": None,
-        "bytes": request.content_length,
-        "organization": None,
-        "apiKeyId": None,
-        "ingested": 0,
-        "rejected": 0,
-    }
+@dataclass(slots=True)
+class AccessLine:
+    """What is logged of a request. Whoever learns something about it fills it in."""
+
+    time: str
+    requestId: str  # noqa: N815
+    method: str
+    path: str | None
+    """One of the service's own paths; another could hold an API key."""
+    status: int = 0
+    error: str | None = None
+    ms: float = 0
+    bytes: int | None = None
+    """The Content-Length."""
+    organization: str | None = None
+    apiKeyId: int | None = None  # noqa: N815
+    ingested: int = 0
+    rejected: int = 0
+    lostLines: int = 0  # noqa: N815
+    """How many lines before this one could not be written."""
+
+    def as_json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+    def as_text(self) -> str:
+        events = f", {self.organization}: {self.ingested} stored, {self.rejected} rejected" if self.organization else ""
+        return (
+            f"{self.time[11:19]} {self.method} {self.path or '(no such path)'} {self.status}"
+            f"{f' {self.error}' if self.error else ''} in {self.ms} ms{events}"
+        )
 
 
-def end(response: Response) -> Response:
-    line: dict[str, Any] = g.line
-    response.headers["X-Request-Id"] = line["requestId"]
-    line["status"] = response.status_code
-    line["ms"] = round((time.perf_counter() - g.began) * 1000, 2)
-    with suppress(OSError):  # nobody reads the log: no reason to refuse a request
-        os.write(STANDARD_OUTPUT, (_plain(line) if TERMINAL else json.dumps(line) + "\n").encode())
-    return response
+class LossyOutput:
+    """Writes to a file descriptor without waiting for its reader."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.lost = 0
+        """How many texts could not be written since the last that could."""
+        mode = os.fstat(descriptor).st_mode
+        self.is_terminal = os.isatty(descriptor)
+        self._descriptor = descriptor
+        self._socket = None
+        if stat.S_ISSOCK(mode):  # systemd's journal
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+        elif stat.S_ISFIFO(mode) or self.is_terminal:
+            try:
+                # an open file of our own: the other one is shared with other processes, which may want to wait
+                self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                os.set_blocking(descriptor, False)
+
+    def write(self, text: str) -> None:
+        """Write a text as a whole, or count it as lost."""
+        data = text.encode(errors="backslashreplace")
+        try:
+            if self._socket:
+                self._socket.send(data, socket.MSG_DONTWAIT)
+            else:
+                os.write(self._descriptor, data)
+            self.lost = 0
+        except OSError:  # nobody reads
+            self.lost += 1
+
+    def flush(self) -> None:
+        """Do nothing: `logging` wants to flush."""
 
 
-def _plain(line: dict[str, Any]) -> str:
-    stored = f", {line['organization']}: {line['ingested']} stored, {line['rejected']} rejected"
-    return (
-        f"{line['time'][11:19]} {line['method']} {line['path'] or '(no such path)'} {line['status']} "
-        f"in {line['ms']} ms{stored if line['organization'] else ''}\n"
-    )
+class AccessLog:
+    """Writes the line of each request when it ends."""
+
+    @cached_property
+    def _output(self) -> LossyOutput:
+        return LossyOutput(STANDARD_OUTPUT)
+
+    def begin(self) -> None:
+        sent = request.headers.get("X-Request-Id", "")
+        g.began = time.perf_counter()
+        g.access_line = AccessLine(
+            datetime.now(UTC).isoformat(timespec="milliseconds"),
+            sent if REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(128):032x}",
+            request.method,
+            request.url_rule.rule if request.url_rule else None,
+            bytes=request.content_length,
+        )
+
+    def end(self, response: Response) -> Response:
+        line: AccessLine = g.access_line
+        response.headers["X-Request-Id"] = line.requestId
+        line.status = response.status_code
+        line.ms = round((time.perf_counter() - g.began) * 1000, 2)
+        line.lostLines = self._output.lost
+        self._output.write((line.as_text() if self._output.is_terminal else line.as_json()) + "\n")
+        return response
 
 
 class RequestIdFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = g.line["requestId"] if has_request_context() and "line" in g else "-"
+        if has_request_context() and "access_line" in g:
+            record.request_id = g.access_line.requestId
         return True
 
 
 def init_app(app: Flask, level: str) -> None:
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": RequestIdFilter}},
-            "formatters": {"log": {"format": "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"}},
-            "handlers": {"log": {"class": "logging.StreamHandler", "formatter": "log", "filters": ["request_id"]}},
-            "root": {"level": level.upper(), "handlers": ["log"]},
-            "loggers": {"psycopg.pool": {"level": "ERROR"}},  # its warnings repeat what Unavailable says
-        }
-    )
-    app.before_request(begin)
-    app.after_request(end)
+    """Set up the logs, and begin and end the line of each request."""
+    logging.config.dictConfig(config.logging_config(level))
+    [handler] = logging.getLogger().handlers
+    handler.setStream(LossyOutput(STANDARD_ERROR))  # type: ignore[attr-defined]
+    handler.addFilter(RequestIdFilter())
+    access_log = AccessLog()
+    app.before_request(access_log.begin)
+    app.after_request(access_log.end)

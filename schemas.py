@@ -1,12 +1,13 @@
-"""What an event is: Igris's Zod rules as marshmallow fields, with Zod's messages in Zod's order.
+"""Validate audit events: Igris's Zod rules as marshmallow fields, with Zod's messages in Zod's order.
 
-The reference is Zod 3.25. A rule stands once, in the `wrong` of its field: marshmallow asks it for the message of
-a bad event, and `faults` asks it first whether an event is bad at all.
+The reference is Zod 3.25. Each rule is written once, in its field's `check`. `count_errors` calls it directly, which is
+fast; marshmallow collects the messages of the events that fail.
 """
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,33 +15,40 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, pre_load
 
 MAX_DETAILS = 1000
-"""Of all that is wrong with a batch, this much is listed; the rest is counted."""
+"""A response lists at most this many problems and counts the rest."""
+
+MAX_ECHO = 1000
+"""A message repeats at most this many characters of a client's value. Zod repeats all of them."""
 
 MAX_ZEROS = 2**24
-"""PostgreSQL keeps 1e9999 in a few bytes and prints it with all its zeros: a body of such numbers could be stored, but
-neither read nor dumped."""
+"""The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
+a body of many such numbers could be stored, but neither read nor dumped."""
 
 Details = list[dict[str, str]]
-"""What is wrong: a dotted path (`field`) and a sentence (`message`) each."""
+"""The problems of a body: each has a dotted path (`field`) and a sentence (`message`)."""
 
 
 class InvalidJSON(Exception):
     """The body is not JSON. The argument says why."""
 
 
+class TooManyValues(Exception):
+    """The body has more JSON values than a body may have. The argument is the limit."""
+
+
 class InvalidEvents(Exception):
-    """The body is JSON, but breaks the rules of events. The argument is the Details."""
+    """The body is JSON, but its events break the rules. The arguments are the Details and the number of events."""
 
 
-def _received(value: object) -> str:
-    """Zod's name for the type of a JSON value."""
+def _type_name(value: object) -> str:
+    """Return Zod's name for the type of a JSON value."""
     if value is None:
         return "null"
     return {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}[type(value)]
 
 
 class _Rule(fields.Field[Any]):
-    """A field whose whole rule is `wrong`: it takes a JSON value, or `missing`, and returns Zod's message or None."""
+    """A field whose whole rule is `check`."""
 
     expected: str
 
@@ -50,17 +58,18 @@ class _Rule(fields.Field[Any]):
             error_messages={"required": "Required", "null": f"Expected {self.expected}, received null"},
         )
 
-    def wrong(self, value: Any) -> str | None:
+    def check(self, value: Any) -> str | None:
+        """Return Zod's message for a JSON value, or for `missing`; None if the value is valid."""
         raise NotImplementedError
 
-    def mistyped(self, value: Any) -> str | None:
-        """The message for a value of the wrong JSON type; None for an absent value that may be absent."""
+    def type_error(self, value: Any) -> str | None:
+        """Return the message for a value of the wrong JSON type; None for an absent value that may be absent."""
         if value is missing:
             return "Required" if self.required else None
-        return f"Expected {self.expected}, received {_received(value)}"
+        return f"Expected {self.expected}, received {_type_name(value)}"
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
-        if message := self.wrong(value):
+        if message := self.check(value):
             raise ValidationError(message)
         return value
 
@@ -71,31 +80,32 @@ class _Enum(_Rule):
         self.expected = " | ".join(f"'{value}'" for value in values)
         super().__init__(required=required)
 
-    def wrong(self, value: Any) -> str | None:
+    def check(self, value: Any) -> str | None:
         if type(value) is not str:
-            return self.mistyped(value)
+            return self.type_error(value)
         if value in self.values:
             return None
-        return f"Invalid enum value. Expected {self.expected}, received '{value}'"
+        echo = value if len(value) <= MAX_ECHO else f"{value[:MAX_ECHO]}..."
+        return f"Invalid enum value. Expected {self.expected}, received '{echo}'"
 
 
 class _String(_Rule):
-    """The lengths count UTF-16 code units, as JavaScript does."""
+    """A string whose length is counted in UTF-16 code units, as JavaScript does."""
 
     expected = "string"
 
-    def __init__(self, least: int, most: int, *, required: bool = False) -> None:
-        self.least, self.most = least, most
+    def __init__(self, min_length: int, max_length: int, *, required: bool = False) -> None:
+        self.min_length, self.max_length = min_length, max_length
         super().__init__(required=required)
 
-    def wrong(self, value: Any) -> str | None:
+    def check(self, value: Any) -> str | None:
         if type(value) is not str:
-            return self.mistyped(value)
+            return self.type_error(value)
         length = len(value) if value.isascii() else len(value.encode("utf-16-le", "surrogatepass")) // 2
-        if length < self.least:
-            return f"String must contain at least {self.least} character(s)"
-        if length > self.most:
-            return f"String must contain at most {self.most} character(s)"
+        if length < self.min_length:
+            return f"String must contain at least {self.min_length} character(s)"
+        if length > self.max_length:
+            return f"String must contain at most {self.max_length} character(s)"
         return None
 
 
@@ -103,10 +113,10 @@ _LAST_INSTANT = datetime.max.replace(tzinfo=UTC)
 
 
 class _Instant(_Rule):
-    """ISO 8601 with `Z` or an offset. Stricter than Zod: an instant of the years 1 to 9999 in UTC, a real offset.
+    """An ISO 8601 time with `Z` or an offset. It is stricter than Zod: years 1 to 9999 in UTC, a real offset.
 
-    PostgreSQL knows no offset of 16 hours or more. It rounds to microseconds where Python cuts them off, so the last
-    half microsecond of the year 9999 is in the year 10000 for it.
+    PostgreSQL accepts no offset of 16 hours or more. It rounds to microseconds where Python truncates, so it puts the
+    last half microsecond of the year 9999 into the year 10000.
     """
 
     expected = "string"
@@ -115,9 +125,9 @@ class _Instant(_Rule):
         re.ASCII,
     )
 
-    def wrong(self, value: Any) -> str | None:
+    def check(self, value: Any) -> str | None:
         if type(value) is not str:
-            return self.mistyped(value)
+            return self.type_error(value)
         if self._shape.fullmatch(value):
             try:
                 instant = datetime.fromisoformat(value)
@@ -130,7 +140,7 @@ class _Instant(_Rule):
         return "Invalid datetime"
 
     def _rounds_up(self, value: str) -> bool:
-        """Whether PostgreSQL takes the fraction of the second for a whole one; it computes in floating point too."""
+        """Return whether PostgreSQL, which computes in floating point too, rounds the fraction up to a whole second."""
         fraction = re.search(r"\.\d+", value)
         return fraction is not None and round(float(fraction[0]) * 1_000_000) == 1_000_000
 
@@ -138,12 +148,12 @@ class _Instant(_Rule):
 class _Object(_Rule):
     expected = "object"
 
-    def wrong(self, value: Any) -> str | None:
-        return None if type(value) is dict else self.mistyped(value)
+    def check(self, value: Any) -> str | None:
+        return None if type(value) is dict else self.type_error(value)
 
 
 class Event(Schema):
-    """An audit event as a client sends it; keys that are not named here are dropped."""
+    """An audit event as a client sends it. Keys that are not named here are dropped."""
 
     class Meta:
         unknown = EXCLUDE
@@ -157,28 +167,30 @@ class Event(Schema):
     @pre_load
     def must_be_an_object(self, data: Any, **kwargs: Any) -> Any:
         if type(data) is not dict:
-            raise ValidationError(f"Expected object, received {_received(data)}")
+            raise ValidationError(f"Expected object, received {_type_name(data)}")
         return data
 
 
 _event = Event()
-_rules = tuple((name, field.wrong) for name, field in _event.load_fields.items() if isinstance(field, _Rule))
+_checks = tuple((name, field.check) for name, field in _event.load_fields.items() if isinstance(field, _Rule))
 
 
-def faults(event: Any) -> int:
-    """How many rules an event breaks, in an eighth of the time that marshmallow takes to say which."""
+def count_errors(event: Any) -> int:
+    """Return how many rules an event breaks, in an eighth of the time that marshmallow takes to name them."""
     if type(event) is not dict:
         return 1
     count = 0
     get = event.get
-    for name, wrong in _rules:
-        if wrong(get(name, missing)) is not None:
+    for name, check in _checks:
+        if check(get(name, missing)) is not None:
             count += 1
     return count
 
 
-def messages(event: Any) -> list[tuple[str, str]]:
-    """Field and message of each rule that an event breaks; the field is empty if it is no object at all."""
+def error_messages(event: Any) -> list[tuple[str, str]]:
+    """Return the field and message of each rule that an event breaks. The field is empty if it is not an object."""
+    if isinstance(event, InvalidJSON):
+        return [("", f"Invalid JSON: {event}")]
     try:
         _event.load(event)
     except ValidationError as error:
@@ -190,31 +202,32 @@ def messages(event: Any) -> list[tuple[str, str]]:
 class Batch:
     """The events of a body, in their order."""
 
+    text: str
+    """The JSON text that the events can be stored from: an array, or an object whose `events` is one."""
     events: list[Any]
-    faulty: dict[int, int]
-    """The indexes of the events that break rules, ascending, with how many each breaks."""
+    """The parsed events; an InvalidJSON stands for a line that could not be parsed."""
+    error_counts: dict[int, int]
+    """The indexes of the invalid events, ascending, with how many rules each breaks."""
     path: str = ""
-    """What a field's path begins with: `events` or nothing."""
-    single: bool = False
-    """The body is the event itself, in no list."""
+    """The beginning of each field's path: `events` or nothing."""
 
     @property
     def valid(self) -> list[int]:
         """The indexes of the events that can be stored."""
-        return [index for index in range(len(self.events)) if index not in self.faulty]
+        return [index for index in range(len(self.events)) if index not in self.error_counts]
 
-    def details(self, past_quota: Collection[int] = (), root: Sequence[str] = (), more: int = 0) -> Details:
-        """What is wrong: with the list itself (`root`), and with each event that is faulty or past the quota.
+    def details(self, root: Sequence[str] = ()) -> Details:
+        """List the problems of the list itself (`root`), then those of each invalid event: at most MAX_DETAILS.
 
-        Not more than MAX_DETAILS are listed; a last one says how many more there are, and `more` not known here.
+        One more entry says how many are not listed.
         """
         details = [_detail(self.path, message) for message in root]
-        unlisted = more
-        for index in sorted({*self.faulty, *past_quota}):
+        unlisted = 0
+        for index, count in self.error_counts.items():
             if len(details) >= MAX_DETAILS:
-                unlisted += self.faulty.get(index, 1)
+                unlisted += count
                 continue
-            for name, message in messages(self.events[index]) if index in self.faulty else [("", "Quota exceeded")]:
+            for name, message in error_messages(self.events[index]):
                 details.append(_detail(".".join(filter(None, (self.path, str(index), name))), message))
         unlisted += max(0, len(details) - MAX_DETAILS)
         if unlisted:
@@ -222,25 +235,98 @@ class Batch:
         return details
 
 
-def parse_json(body: bytes) -> tuple[str, Any]:
-    """The text of a JSON body in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
+def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False) -> Batch:
+    """Parse a body and validate its events. `ndjson` means one event a line; empty lines are skipped.
 
-    Python's parser takes NaN and Infinity for JSON; they are refused here. Its limits, about a thousand levels of
-    nesting and 4,300 digits of an integer, become ours. MAX_ZEROS is the limit of all exponents together.
+    An object with the key `events` and an array are batches; anything else is one event. Raises InvalidJSON,
+    TooManyValues, and InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is invalid.
     """
-    zeros = 0
+    check_value_count(body, max_values)
+    if ndjson:
+        return _load_lines(body, max_events)
+    text, data = parse_json(body)
+    if type(data) is dict and "events" in data:
+        events, path = data["events"], "events"
+    elif type(data) is list:
+        events, path = data, ""
+    elif count_errors(data):
+        raise InvalidEvents([_detail(name, message) for name, message in error_messages(data)], 1)
+    else:
+        return Batch(f"[{text}]", [data], {})
+    if type(events) is not list:
+        raise InvalidEvents([_detail(path, f"Expected array, received {_type_name(events)}")], 0)
+    return _validate(text, events, path, max_events)
 
-    def parse_float(number: str) -> float:
-        nonlocal zeros
-        if "e" in number or "E" in number:
-            zeros += abs(int(re.split("[eE]", number)[1]))
-            if zeros > MAX_ZEROS:
-                raise InvalidJSON("The numbers have too many digits")
-        return float(number)
 
+def _load_lines(body: bytes, max_events: int) -> Batch:
+    texts: list[str] = []
+    events: list[Any] = []
+    for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
+        if len(events) > max_events:  # one event too many is enough to refuse the batch
+            break
+        try:
+            text, event = parse_json(line[0])
+        except InvalidJSON as error:
+            number = body.count(b"\n", 0, line.start()) + 1
+            text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
+        texts.append(text)
+        events.append(event)
+    return _validate(f"[{','.join(texts)}]", events, "", max_events)
+
+
+def _validate(text: str, events: list[Any], path: str, max_events: int) -> Batch:
+    error_counts: dict[int, int] = {}
+    for index, event in enumerate(events):
+        if index >= max_events and len(error_counts) >= MAX_DETAILS:
+            break  # millions of events may follow, and no message would name them
+        if count := count_errors(event):
+            error_counts[index] = count
+    batch = Batch(text, events, error_counts, path)
+    if not events:
+        raise InvalidEvents(batch.details(["Array must contain at least 1 element(s)"]), 0)
+    if len(events) > max_events:
+        raise InvalidEvents(batch.details([f"Array must contain at most {max_events} element(s)"]), len(events))
+    return batch
+
+
+def check_value_count(body: bytes, max_values: int) -> None:
+    """Raise TooManyValues if a JSON text has more than `max_values` values, before anything is built from it.
+
+    Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
+    """
+    if len(body) <= max_values or _count_values(body) <= max_values:
+        return
+    # of the quotes that are not escaped, two enclose a key or a value
+    if _without_escapes(body).count(b'"') > 4 * max_values or _count_values(_outside_strings(body)) > max_values:
+        raise TooManyValues(max_values)
+
+
+def _count_values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"{") + body.count(b"[")
+
+
+def _without_escapes(body: bytes) -> bytes:
+    return body.replace(rb"\\", b"").replace(rb"\"", b"")
+
+
+def _outside_strings(body: bytes) -> bytes:
+    return b"".join(_without_escapes(body).split(b'"')[::2])
+
+
+def parse_json(body: bytes) -> tuple[str, Any]:
+    """Return the text of a JSON body in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
+
+    Python's parser accepts NaN and Infinity, which are refused here. Its limits are ours: about a thousand levels of
+    nesting, and 4,300 digits of an integer. MAX_ZEROS limits the exponents. The fractions in the value are all 0.0:
+    nobody needs them, and this notes their texts at the speed of C.
+    """
+    fractions: defaultdict[str, float] = defaultdict(float)
     try:
         text = body.decode()
-        return text, json.loads(text, parse_constant=_refuse_constant, parse_float=parse_float)
+        check = _check_keys if _UNSTORABLE.search(text) else None
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
+        )
     except UnicodeDecodeError as error:
         raise InvalidJSON(f"The body is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -249,41 +335,45 @@ def parse_json(body: bytes) -> tuple[str, Any]:
         raise InvalidJSON("Nested too deep") from None
     except ValueError:
         raise InvalidJSON("A number is too long") from None
+    if any("e" in number or "E" in number for number in fractions) and _count_zeros(body) > MAX_ZEROS:
+        raise InvalidJSON("The numbers have too many digits")
+    return text, value
 
 
 def _refuse_constant(name: str) -> None:
     raise InvalidJSON(f"{name} is not JSON")
 
 
-def load(data: Any, max_events: int) -> Batch:
-    """The events of a parsed body: an object with the key `events` and an array are batches, all else is one event.
+_EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
 
-    Raises InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is a bad one.
-    """
-    if type(data) is dict and "events" in data:
-        events, path = data["events"], "events"
-    elif type(data) is list:
-        events, path = data, ""
-    elif faults(data):
-        raise InvalidEvents([_detail(name, message) for name, message in messages(data)])
-    else:
-        return Batch([data], {}, single=True)
-    if type(events) is not list:
-        raise InvalidEvents([_detail(path, f"Expected array, received {_received(events)}")])
-    faulty: dict[int, int] = {}
-    more = 0
-    for index, event in enumerate(events):
-        if count := faults(event):
-            if index < max_events or len(faulty) < MAX_DETAILS:
-                faulty[index] = count
-            else:  # millions may follow where the limit is 10,000
-                more += count
-    batch = Batch(events, faulty, path)
-    if not events:
-        raise InvalidEvents(batch.details(root=["Array must contain at least 1 element(s)"]))
-    if len(events) > max_events:
-        raise InvalidEvents(batch.details(root=[f"Array must contain at most {max_events} element(s)"], more=more))
-    return batch
+
+def _count_zeros(body: bytes) -> int:
+    """Return the sum of all exponents in a JSON text."""
+    return sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
+
+
+# jsonb can hold neither U+0000 nor half of a surrogate pair. The first group of _ESCAPE stays as it is: escaped
+# backslashes and whole pairs.
+_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_ESCAPE = re.compile(r"((?:\\\\)+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u(?:0000|[dD][89a-fA-F]..)", re.DOTALL)
+
+
+def storable_text(json_text: str) -> str:
+    """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
+    if not _UNSTORABLE.search(json_text):
+        return json_text
+    return _ESCAPE.sub(lambda match: match[1] or r"\ufffd", json_text)
+
+
+def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members. Raises InvalidJSON if two different keys would become one when they are stored."""
+    value = dict(members)
+    stored = {
+        key.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd") for key in value
+    }
+    if len(stored) < len(value):
+        raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
+    return value
 
 
 def _detail(field: str, message: str) -> dict[str, str]:

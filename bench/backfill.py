@@ -15,11 +15,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import backfill
-from admin import Admin
+import psycopg
+
+import storage
 from bench.run import bodies
+from commands.importer.files import Source, read_rows
+from commands.importer.rows import ColumnMapping
 from dev import postgres
-from tests.service import FLASK
+from dev.service import set_up
+from tests.support import FLASK
 
 ROWS = int(os.environ.get("ROWS", "400000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
@@ -47,24 +51,24 @@ def write_files(folder: Path) -> dict[str, Path]:
 
 def import_file(url: str, file: Path) -> float:
     """Into a new organization, as a command; rows a second."""
-    admin = Admin(url)
     org_id = f"org-{time.monotonic_ns()}"
-    admin.create_organization(org_id, None)
+    set_up(url, org_id, None)
     began = time.perf_counter()
     command = [*FLASK, "import", str(file), "--org", org_id, "--map", "timestamp=created_at"]
     command = command if file.suffix == ".csv" else command[:-2]
     subprocess.run(command, env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
     seconds = time.perf_counter() - began
-    assert admin.quota(org_id).used == ROWS
+    with psycopg.connect(url) as connection:
+        assert storage.quota(connection, org_id).used == ROWS
     return ROWS / seconds
 
 
 def reading(file: Path) -> float:
     """Microseconds a row: from the file to the event's JSON text, judged."""
-    columns = backfill.Columns({"timestamp": "created_at"} if file.suffix == ".csv" else {})
+    mapping = ColumnMapping({"timestamp": "created_at"} if file.suffix == ".csv" else {})
     began = time.perf_counter()
-    with backfill.Source(str(file), None) as source:
-        for _ in backfill.events(source, file.suffix[1:], columns, 2**20):
+    with Source(str(file), None) as source:
+        for _ in mapping.events(read_rows(source, file.suffix[1:], 2**20, mapping.check_header)):
             pass
     return (time.perf_counter() - began) / ROWS * 1e6
 
@@ -80,8 +84,8 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     with postgres.temporary() as server, tempfile.TemporaryDirectory() as folder:
-        url = server.get_uri()
-        Admin(url).init_db()
+        url = server.url
+        set_up(url, "bench", None)
         files = write_files(Path(folder))
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
         for _ in range(ROUNDS):

@@ -14,11 +14,10 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from admin import Admin
 from bench import load
 from bench.run import bodies
 from dev import postgres
-from tests.service import Service
+from dev.service import Service, set_up
 
 ROWS = [int(millions) * 10**6 for millions in os.environ.get("ROWS", "0,1,10,50").split(",")]
 ORGANIZATIONS = [int(count) for count in os.environ.get("ORGANIZATIONS", "1,100,10000").split(",")]
@@ -100,8 +99,8 @@ class Growth:
 
 def main() -> None:
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(postgres.temporary()).get_uri()
-        Admin(url).init_db()
+        url = stack.enter_context(postgres.temporary()).url
+        set_up(url, "bench", None)
         log = Path(stack.enter_context(tempfile.TemporaryDirectory()), "log")
         service = Service(url, log, WEB_CONCURRENCY=2, THREADS=4).start()
         stack.callback(service.stop)

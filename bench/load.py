@@ -11,7 +11,7 @@ from statistics import quantiles
 from typing import Protocol
 
 import storage
-from tests.service import PATH
+from dev.service import PATH
 
 
 class Sender(Protocol):
@@ -54,7 +54,7 @@ class Sql:
         database = storage.Storage(self.database_url, 1, 7)
         api_key = database.authenticate(self.key)
         valid = list(range(self.size))
-        requests = [storage.Request(body.decode(), valid, self.size) for body in self.bodies]
+        requests = [storage.EventBatch(body.decode(), valid, self.size) for body in self.bodies]
 
         def send(number: int) -> int:
             database.store(api_key, requests[number % len(requests)])

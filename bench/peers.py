@@ -13,8 +13,8 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, validate
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
+from dev.service import PATH
 from storage import AUTHENTICATE
-from tests.service import PATH
 
 
 def floor() -> Flask:

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import psycopg
 
-from admin import Admin
 from bench import load
 from dev import postgres
-from tests.service import Nginx, Service
+from dev.service import Nginx, Service, set_up
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -165,13 +164,8 @@ def machine(sql: psycopg.Connection[Any]) -> str:
 
 def main() -> None:
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(postgres.temporary()).get_uri()
-        admin = Admin(url)
-        admin.init_db()
-        admin.create_organization("limited", 10**12)
-        admin.create_organization("unlimited", None)
-        limited = admin.create_key("limited")
-        unlimited = admin.create_key("unlimited")
+        url = stack.enter_context(postgres.temporary()).url
+        limited, unlimited = set_up(url, "limited", 10**12), set_up(url, "unlimited", None)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
         def start(application: str) -> int:

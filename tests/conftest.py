@@ -1,4 +1,5 @@
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from admin import Admin
+from commands.keys import create_key, create_organization
+from commands.schema import create_or_upgrade
 from dev import postgres
+from dev.service import Service
 from storage import Storage
-from tests.service import Account, Service
+from tests.support import Account
+
+# The end of a run by SIGTERM is that of one by Ctrl-C: fixtures stop what they have started.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +27,7 @@ def server_url() -> Iterator[str]:
         yield url
         return
     with postgres.temporary() as server:
-        yield server.get_uri()
+        yield server.url
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +47,29 @@ def create_database(server_url: str) -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def database_url(create_database: Callable[[], str]) -> str:
+def create_schema(create_database: Callable[[], str]) -> Callable[[], str]:
+    """Makes databases with the schema."""
+
+    def create() -> str:
+        url = create_database()
+        with psycopg.connect(url) as connection:
+            create_or_upgrade(connection)
+        return url
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def database_url(create_schema: Callable[[], str]) -> str:
     """The database of the service that most tests share."""
-    url = create_database()
-    Admin(url).init_db()
-    return url
+    return create_schema()
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the owner of the shared database, in autocommit mode."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +96,6 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 
 
 @pytest.fixture
-def admin(database_url: str) -> Admin:
-    return Admin(database_url)
-
-
-@pytest.fixture
 def storage(database_url: str) -> Iterator[Storage]:
     storage = Storage(database_url, 1, 7)
     yield storage
@@ -84,13 +103,13 @@ def storage(database_url: str) -> Iterator[Storage]:
 
 
 @pytest.fixture
-def new_account(service: Service, admin: Admin) -> Callable[..., Account]:
+def new_account(service: Service, connection: psycopg.Connection[Any]) -> Callable[..., Account]:
     """Makes an organization with a quota (None: unlimited) and a key, on the shared service or another."""
 
     def new(quota: int | None = 50_000, service: Service = service) -> Account:
         org_id = f"org-{uuid.uuid4().hex[:8]}"
-        admin.create_organization(org_id, quota)
-        return Account(service, org_id, admin.create_key(org_id))
+        create_organization(connection, org_id, quota)
+        return Account(service, org_id, create_key(connection, org_id))
 
     return new
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import storage
+import database
 from config import SETTINGS
-from tests.service import ROOT, Account
+from dev.service import ROOT
+from tests.support import Account
 
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", README, re.DOTALL)
@@ -32,19 +33,19 @@ def test_every_setting_is_documented_in_the_order_of_the_code() -> None:
 def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
     rows = re.findall(r"^\| ([\w ]+) \| ([^|]+) \| (\d+)[^|]* \|", README[README.index("### Timeouts") :], re.MULTILINE)
     assert [int(seconds) for _, _, seconds in rows] == [
-        storage.POOL_TIMEOUT,
-        storage.CONNECT_TIMEOUT,
-        storage.LOCK_TIMEOUT,
-        storage.STATEMENT_TIMEOUT,
-        storage.ANSWER_TIMEOUT,
+        database.POOL_TIMEOUT,
+        database.CONNECT_TIMEOUT,
+        database.LOCK_TIMEOUT,
+        database.STATEMENT_TIMEOUT,
+        database.ANSWER_TIMEOUT,
         int(re.findall(r"^CLIENT_TIMEOUT = (\d+)", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)[0]),
         30,
         30,
     ]
-    assert storage.LOCK_TIMEOUT < storage.STATEMENT_TIMEOUT < storage.ANSWER_TIMEOUT < 30
+    assert database.LOCK_TIMEOUT < database.STATEMENT_TIMEOUT < database.ANSWER_TIMEOUT < 30
     roles = (ROOT / "deploy/roles.sql").read_text()
-    assert f"SET lock_timeout = '{storage.LOCK_TIMEOUT}s'" in roles
-    assert f"SET statement_timeout = '{storage.STATEMENT_TIMEOUT}s'" in roles
+    assert f"SET lock_timeout = '{database.LOCK_TIMEOUT}s'" in roles
+    assert f"SET statement_timeout = '{database.STATEMENT_TIMEOUT}s'" in roles
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")

@@ -14,8 +14,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dev.service import EVENT
 from schemas import Event
-from tests.service import EVENT, Account
+from tests.support import Account
 
 
 def dump(document: Any, ascii_only: bool) -> bytes:

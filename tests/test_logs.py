@@ -11,7 +11,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from tests.service import EVENT, PATH, ROOT, WEB, Account, Service, at_once, wait_for
+from dev.service import EVENT, PATH, ROOT, WEB, Service, at_once, wait_for
+from tests.support import Account
 
 
 def access_lines(service: Service, count: int) -> list[dict[str, object]]:
@@ -44,10 +45,12 @@ def test_a_request_is_a_line_of_json(
         "bytes": len(body),
         "organization": account.org_id,
         "apiKeyId": key_id,
+        "error": None,
         "ingested": 2,
         "rejected": 1,
+        "lostLines": 0,
     }
-    assert (refused["status"], refused["organization"], refused["ingested"]) == (401, None, 0)
+    assert (refused["status"], refused["error"], refused["organization"]) == (401, "Unauthorized", None)
 
 
 def test_on_a_terminal_it_is_a_line_of_text(new_account: Callable[..., Account], database_url: str) -> None:

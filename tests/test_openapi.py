@@ -12,7 +12,8 @@ from marshmallow import fields
 
 import config
 import schemas
-from tests.service import BIN, PATH, ROOT, Account, Service
+from dev.service import BIN, PATH, ROOT, Service
+from tests.support import Account
 
 OPENAPI: Any = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 EVENT = OPENAPI["components"]["schemas"]["Event"]
@@ -35,7 +36,7 @@ def test_the_fields_are_those_of_the_schema() -> None:
                 assert documented["enum"] == list(rule.values)
             case schemas._String():
                 assert documented["type"] == "string"
-                assert (documented["minLength"], documented["maxLength"]) == (rule.least, rule.most)
+                assert (documented["minLength"], documented["maxLength"]) == (rule.min_length, rule.max_length)
             case schemas._Instant():
                 assert documented["type"] == "string"
             case schemas._Object():
@@ -56,13 +57,13 @@ def test_the_rule_of_timestamps_is_that_of_the_schema() -> None:
         for month in range(14):
             for day in range(33):
                 text = f"{year}-{month:02}-{day:02}T12:00Z"
-                assert bool(pattern.search(text)) == (not schemas.Event().fields["timestamp"].wrong(text)), text  # type: ignore[attr-defined]
+                assert bool(pattern.search(text)) == (not schemas.Event().fields["timestamp"].check(text)), text  # type: ignore[attr-defined]
     for text in (
         "2026-03-19T10:00:00.000Z", "2026-03-19T24:00Z", "2026-03-19T10:60Z", "2026-03-19T10:00:60Z",
         "2026-03-19T10:00.5Z", "2026-03-19T10:00+15:59", "2026-03-19T10:00+16:00", "2026-03-19T10:00-0530",
         "2026-03-19T10:00+05", "2026-03-19 10:00Z", "2026-03-19T10:00", "2026-03-19t10:00z", "2026-03-19", "",
     ):  # fmt: skip
-        assert bool(pattern.search(text)) == (not schemas.Event().fields["timestamp"].wrong(text)), text  # type: ignore[attr-defined]
+        assert bool(pattern.search(text)) == (not schemas.Event().fields["timestamp"].check(text)), text  # type: ignore[attr-defined]
 
 
 def test_every_route_and_refusal_is_described(service: Service) -> None:

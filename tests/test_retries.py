@@ -5,8 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from admin import Admin
-from tests.service import EVENT, Account, Answer, assert_refused, at_once
+from commands.keys import list_keys, revoke_key
+from commands.quota import set_quota
+from database import Connection
+from dev.service import EVENT, Answer, at_once
+from tests.support import Account, assert_refused
 
 
 def is_replayed(answer: Answer) -> bool:
@@ -74,11 +77,11 @@ def test_any_printable_key_works(account: Account, key: str) -> None:
     assert account.count() == 1
 
 
-def test_refusals_are_not_kept(new_account: Callable[..., Account], admin: Admin) -> None:
+def test_refusals_are_not_kept(new_account: Callable[..., Account], connection: Connection) -> None:
     account = new_account(quota=1)
     assert_refused(account.post({}, Idempotency_Key="a"), 400, "Validation failed", account)
     assert_refused(account.post([EVENT] * 2, Idempotency_Key="a"), 429, "Quota exceeded", account)
-    admin.set_quota(account.org_id, 2)
+    set_quota(connection, account.org_id, 2)
     answer = account.post([EVENT] * 2, Idempotency_Key="a")
     assert (answer.status, is_replayed(answer)) == (200, False)
 
@@ -102,7 +105,7 @@ def test_a_key_is_forgotten_when_its_days_are_over(account: Account) -> None:
     assert account.count() == account.used() == 2
 
 
-def test_a_revoked_key_replays_nothing(account: Account, admin: Admin) -> None:
+def test_a_revoked_key_replays_nothing(account: Account, connection: Connection) -> None:
     account.post(EVENT, Idempotency_Key="a")
-    admin.revoke_key(admin.keys(account.org_id)[0]["id"])
+    revoke_key(connection, list_keys(connection, account.org_id)[0]["id"])
     assert_refused(account.post(EVENT, Idempotency_Key="a"), 401, "Unauthorized")

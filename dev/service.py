@@ -1,4 +1,7 @@
-"""The service as its users meet it: real gunicorn processes, and a client that speaks HTTP to them."""
+"""The service as its users meet it: real gunicorn and nginx, and a client that speaks HTTP to them.
+
+For tests and benchmarks.
+"""
 
 import json
 import os
@@ -16,6 +19,9 @@ from typing import Any
 
 import psycopg
 import urllib3
+
+from commands.keys import create_key, create_organization
+from commands.schema import create_or_upgrade
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -49,6 +55,20 @@ class Answer:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def set_up(database_url: str, org_id: str, quota: int | None, label: str | None = None) -> str:
+    """Create the schema, if it is not there, and an organization; return a new API key."""
+    with psycopg.connect(database_url) as connection:
+        create_or_upgrade(connection)
+        create_organization(connection, org_id, quota)
+        return create_key(connection, org_id, label)
+
+
+def high_water_mark(pid: int) -> int:
+    """Returns the most memory that a process ever had, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
 
 class Service:
@@ -170,68 +190,6 @@ class Nginx(Service):
             while len(body) < int(headers["Content-Length"]):
                 body += client.recv(100_000)
             return Answer(int(status.split()[1]), headers, body)
-
-
-class Account:
-    """An organization of its own for a test, with a key: posts for it, and looks into its rows."""
-
-    def __init__(self, service: Service, org_id: str, key: str) -> None:
-        self.service, self.org_id, self.key = service, org_id, key
-
-    def post(self, body: Any, **headers: str) -> Answer:
-        return self.service.post(body, self.key, **headers)
-
-    def execute(self, query: str, *parameters: object) -> list[Any]:
-        """Runs SQL as the owner of the database; returns the rows, if it has any."""
-        with psycopg.connect(self.service.database_url, options="-c timezone=UTC") as connection:
-            cursor = connection.execute(query.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
-
-    def rows(self, columns: str = "*") -> list[Any]:
-        return self.execute(
-            f"SELECT {columns} FROM audit_events WHERE org_id = %s ORDER BY audit_events.id", self.org_id
-        )
-
-    def count(self) -> int:
-        return len(self.rows("id"))
-
-    def used(self) -> int:
-        """What the quota counts, which has to be what the table holds."""
-        query = "SELECT coalesce(sum(used), 0)::int FROM monthly_usage WHERE org_id = %s"
-        [[used]] = self.execute(query, self.org_id)
-        return int(used)
-
-
-FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]
-
-
-def flask(
-    *arguments: str, database_url: str | None, stdin: str | None = None, cwd: Path | str = ROOT, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command as its users do."""
-    settings = {**os.environ, "DATABASE_URL": database_url or "", **environ}
-    return subprocess.run(
-        [*FLASK, *arguments], cwd=cwd, env=settings, input=stdin, capture_output=True, text=True, check=False
-    )
-
-
-def assert_refused(answer: Answer, status: int, error: str, account: Account | None = None) -> Any:
-    """The one shape of an error; for an account also that nothing of it was stored. Returns the whole body."""
-    assert answer.status == status, answer.body
-    body = answer.json
-    assert body["error"] == error
-    assert set(body) <= {"error", "details", "meta"}
-    for detail in body.get("details", []):
-        assert set(detail) == {"field", "message"}
-        assert isinstance(detail["field"], str)
-        assert detail["message"]
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert re.fullmatch(r"[\w.-]+", answer.headers["X-Request-Id"])
-    if account:
-        assert account.rows() == []
-        assert account.used() == 0
-    return body
 
 
 def at_once(threads: int, function: Any) -> list[Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import BIN, EVENT, ROOT, Account, Service, wait_for
+from dev.service import BIN, EVENT, ROOT, Service, wait_for
+from tests.support import Account
 
 UNITS = sorted(path.name for path in (ROOT / "deploy").iterdir() if path.suffix in (".service", ".timer"))
 

@@ -13,8 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from admin import PRUNE_BATCH, Admin
-from tests.service import EVENT, FLASK, ROOT, Account, Service, at_once, flask, wait_for
+from commands.events import newest
+from commands.prune import BATCH, find_prunable, prune_events
+from database import Connection
+from dev.service import EVENT, ROOT, Service, at_once, set_up, wait_for
+from tests.support import FLASK, Account, flask
 
 
 def run(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,14 +51,14 @@ def test_old_events_are_pruned(account: Account, new_account: Callable[..., Acco
     assert run(account, "prune", "--before", "400d", "--org", account.org_id).stdout.startswith("deleted 0 events")
 
 
-def test_pruning_goes_in_batches_past_what_stays(new_account: Callable[..., Account], admin: Admin) -> None:
+def test_pruning_goes_in_batches_past_what_stays(new_account: Callable[..., Account], connection: Connection) -> None:
     account = new_account(quota=None)
     for _ in range(3):
         account.post([at("2020-01-01T00:00:00Z"), EVENT] * 4500)
     before = datetime(2025, 1, 1, tzinfo=UTC)
-    [prunable] = admin.prunable(before, account.org_id)
-    batches = list(admin.prune_events(prunable, before))
-    assert batches == [PRUNE_BATCH, PRUNE_BATCH, 13_500 - 2 * PRUNE_BATCH]
+    [prunable] = find_prunable(connection, before, account.org_id)
+    batches = list(prune_events(connection, prunable, before))
+    assert batches == [BATCH, BATCH, 13_500 - 2 * BATCH]
     assert account.count() == 13_500
 
 
@@ -111,16 +114,15 @@ def test_events_finds_what_came_long_ago(account: Account) -> None:
 
 
 def test_events_of_all_organizations_are_found_however_old(
-    create_database: Callable[[], str], start_service: Callable[..., Service]
+    create_schema: Callable[[], str], start_service: Callable[..., Service]
 ) -> None:
-    admin = Admin(create_database())
-    admin.init_db()
-    admin.create_organization("acme", None)
-    account = Account(start_service(admin._database_url), "acme", admin.create_key("acme"))
+    url = create_schema()
+    account = Account(start_service(url), "acme", set_up(url, "acme", None))
     account.post([EVENT] * 3)
     account.execute("UPDATE audit_events SET received_at = now() - (4 - id) * interval '20 days'")
-    assert [row["id"] for row in admin.newest(None, 10)] == [1, 2, 3]
-    assert [row["id"] for row in admin.newest(None, 1)] == [3]
+    with psycopg.connect(url) as connection:
+        assert [row["id"] for row in newest(connection, None, 10)] == [1, 2, 3]
+        assert [row["id"] for row in newest(connection, None, 1)] == [3]
 
 
 def test_metadata_keeps_its_digits_and_can_not_touch_the_terminal(account: Account) -> None:
@@ -194,15 +196,15 @@ def test_keys_are_listed_for_scripts(account: Account) -> None:
     ("arguments", "message"),
     [
         (["prune"], "Missing option '--before'"),
-        (["prune", "--before", "2026-W10"], "'2026-W10' is no date"),
-        (["prune", "--before", "9999-12-31T23:59:59-12:00"], "'9999-12-31T23:59:59-12:00' is no date"),
-        (["prune", "--before", "yesterday"], "'yesterday' is no date: write it as 2026-03-01"),
-        (["prune", "--before", "2026-03-01T10:00"], "names no time zone: add Z for UTC"),
+        (["prune", "--before", "2026-W10"], "'2026-W10' is not a date"),
+        (["prune", "--before", "9999-12-31T23:59:59-12:00"], "'9999-12-31T23:59:59-12:00' is not a date"),
+        (["prune", "--before", "yesterday"], "'yesterday' is not a date; use 2026-03-01"),
+        (["prune", "--before", "2026-03-01T10:00"], "has no time zone; add Z for UTC"),
         (["prune", "--before", "2026-03-01", "--org", "nobody"], "there is no organization 'nobody'"),
         (["events", "--org", "nobody"], "there is no organization 'nobody'"),
         (["events", "--org", "nobody", "--follow"], "there is no organization 'nobody'"),
         (["events", "--limit", "0"], "0 is not in the range"),
-        (["usage", "--month", "2026-13"], "'2026-13' is no month: write it as 2026-03"),
+        (["usage", "--month", "2026-13"], "'2026-13' is not a month; use YYYY-MM"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(database_url: str, arguments: list[str], message: str) -> None:
@@ -251,17 +253,15 @@ def first_release(create_database: Callable[[], str]) -> str:
 
 
 def test_an_older_schema_is_upgraded_with_its_rows(
-    first_release: str, create_database: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
+    first_release: str, create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     service = start_service(first_release)
     assert service.get("/readyz").status == 503
     for done in at_once(4, lambda _: flask("init-db", database_url=first_release)):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "the schema is ready\n")
-    fresh = create_database()
-    Admin(fresh).init_db()
-    assert catalog(first_release) == catalog(fresh)
+    assert catalog(first_release) == catalog(create_schema())
     assert service.get("/readyz").status == 200
-    account = Account(service, "acme", Admin(first_release).create_key("acme"))
+    account = Account(service, "acme", set_up(first_release, "acme", None))
     assert account.post(EVENT).json["meta"] == {"remainingQuota": 8}
     file = tmp_path / "a.ndjson"
     file.write_text(json.dumps(EVENT))
@@ -271,9 +271,8 @@ def test_an_older_schema_is_upgraded_with_its_rows(
     assert account.count() == 3
 
 
-def test_a_newer_schema_is_refused(create_database: Callable[[], str]) -> None:
-    url = create_database()
-    Admin(url).init_db()
+def test_a_newer_schema_is_refused(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE schema_version SET version = version + 1")
     before = catalog(url)

@@ -4,17 +4,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-import admin as admin_module
 import storage
-from admin import Admin
-from tests.service import EVENT, ROOT, Account, Service, flask
+from commands import prune
+from dev.service import EVENT, ROOT, Service, set_up
+from tests.support import Account, flask
 
 QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
 
@@ -22,10 +21,8 @@ QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_t
 @pytest.fixture
 def own_account(create_database: Callable[[], str], start_service: Callable[..., Service]) -> Account:
     """An account in a database of its own, with some events."""
-    admin = Admin(create_database())
-    admin.init_db()
-    admin.create_organization("acme", 100)
-    account = Account(start_service(admin._database_url), "acme", admin.create_key("acme", "openai"))
+    url = create_database()
+    account = Account(start_service(url), "acme", set_up(url, "acme", 100, "openai"))
     account.post([EVENT] * 7 + [{**EVENT, "action": "deny", "toolName": "delete_all"}])
     return account
 
@@ -37,8 +34,7 @@ def psql(account: Account, *arguments: str) -> None:
 
 
 def test_the_questions_of_the_documentation_have_answers(own_account: Account) -> None:
-    admin = Admin(own_account.service.database_url)
-    admin.create_key("acme", "silent")
+    set_up(own_account.service.database_url, "acme", 100, "silent")
     own_account.execute("UPDATE api_keys SET created_at = now() - interval '2 days'")
     own_account.execute("ANALYZE audit_events")
     by_hour, denied, silent, disk, quota = [own_account.execute(sql.replace("%", "%%")) for sql in QUESTIONS]
@@ -84,7 +80,6 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     file = tmp_path / "a.ndjson"
     file.write_text('{"type": "custom", "toolName": "x"}')
     assert flask("import", str(file), "--org", "acme", database_url=url).returncode == 0
-    assert Admin(url).prunable(datetime.now(UTC), None)[0].events == 32
     assert "deleted 32 events" in flask("prune", "--before", "0d", database_url=url).stdout
     assert own_account.rows() == []
 
@@ -125,10 +120,12 @@ def test_every_statement_that_writes_has_its_organization_as_a_parameter() -> No
     written = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (audit_events|monthly_usage|idempotency_keys)\b")
     statements = {
         name: sql
-        for module in (storage, admin_module)
+        for module in (storage, prune)
         for name, sql in vars(module).items()
         if isinstance(sql, str) and written.search(sql)
     }
-    assert {"STORE", "FORGET", "LOCK_USAGE", "PRUNE_EVENTS", "PRUNE_CHUNKS", "PRUNE_KEYS"} <= set(statements)
+    assert {"STORE", "DELETE_IDEMPOTENCY_KEY", "DELETE_EVENTS", "DELETE_CHUNK_KEYS", "DELETE_EXPIRED_KEYS"} <= set(
+        statements
+    )
     for name, sql in statements.items():
         assert sql.count("%(org_id)s") >= len(written.findall(sql)), name

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from admin import Admin
-from tests.service import EVENT, ROOT, Account, Service
+from dev.service import EVENT, ROOT, Service, set_up
+from tests.support import Account
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
@@ -17,14 +17,12 @@ def test_the_service_works_with_the_least_of_privileges(
     create_database: Callable[[], str], start_service: Callable[..., Service]
 ) -> None:
     owner_url = create_database()
-    owner = Admin(owner_url)
-    owner.init_db()
+    key = set_up(owner_url, "acme", 5)
     for _ in range(2):
         script = ["psql", owner_url, "-v", "password=secret", "-f", "deploy/roles.sql"]
         subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
     web_url = make_conninfo(owner_url, user="igris_web", password="secret")
-    owner.create_organization("acme", 5)
-    account = Account(start_service(web_url), "acme", owner.create_key("acme"))
+    account = Account(start_service(web_url), "acme", key)
 
     assert account.service.get("/readyz").status == 200
     assert account.post(EVENT).status == 200

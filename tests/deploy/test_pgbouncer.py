@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.service import EVENT, Account, Service, assert_refused, at_once, free_port, wait_for
+from dev.service import EVENT, Service, at_once, free_port, wait_for
+from tests.support import Account, assert_refused
 
 pytestmark = pytest.mark.skipif(not shutil.which("pgbouncer"), reason="needs pgbouncer")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.service import EVENT, Account, Service, assert_refused, at_once, flask
+from dev.service import EVENT, Service, at_once
+from tests.support import Account, assert_refused, flask
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import config
-from tests.service import EVENT, PATH, ROOT, Account, Nginx, Service, assert_refused, at_once, wait_for
+from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, wait_for
+from tests.support import Account, assert_refused
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.service import BIN, EVENT, ROOT, Account, Service, free_port
+from dev.service import BIN, EVENT, ROOT, Service, free_port
+from tests.support import Account
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 COMPOSE: Any = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -1,0 +1,79 @@
+"""Read the body of a request, within limits, and inflate it."""
+
+import re
+import zlib
+
+from flask import Request
+
+from schemas import InvalidJSON
+
+JSON = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
+NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
+
+
+class UnsupportedMediaType(Exception):
+    """A header has a value that is not understood.
+
+    The arguments are its name, the response header that names what is understood, and that.
+    """
+
+
+class TooManyBytes(Exception):
+    """The body is larger than a body may be. The argument is the limit in bytes."""
+
+
+def is_ndjson(request: Request) -> bool:
+    """Return whether the body is NDJSON, and not JSON. Raises UnsupportedMediaType if it is neither."""
+    content_type = request.content_type or ""
+    if JSON.fullmatch(content_type):
+        return False
+    if NDJSON.fullmatch(content_type):
+        return True
+    raise UnsupportedMediaType("Content-Type", "Accept", "application/json, application/x-ndjson, application/jsonl")
+
+
+def read(request: Request, max_bytes: int) -> bytes:
+    """Return the whole body, inflated.
+
+    Raises UnsupportedMediaType, TooManyBytes, and InvalidJSON if the body is cut short or badly framed. Werkzeug's
+    get_data() is not used: it cuts a chunked body at the limit and returns the rest as if it were whole.
+    """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip"):
+        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "gzip, identity")
+    length = request.content_length  # None: the body comes in chunks
+    if length is not None and length > max_bytes:
+        raise TooManyBytes(max_bytes)
+    try:
+        body: bytes = request.environ["wsgi.input"].read(max_bytes + 1 if length is None else length)
+    except Exception as error:  # the server's parser has its own exceptions for what a client can do wrong
+        raise InvalidJSON("The body could not be read to its end") from error
+    if len(body) > max_bytes:
+        raise TooManyBytes(max_bytes)
+    if length is not None and len(body) < length:
+        raise InvalidJSON("The body breaks off")
+    return inflate(body, max_bytes) if encoding == "gzip" else body
+
+
+def inflate(body: bytes, max_bytes: int) -> bytes:
+    """Inflate gzip (RFC 1952), which can have several members.
+
+    Raises TooManyBytes as soon as there are more than `max_bytes`, and InvalidJSON if the body is not gzip.
+    """
+    inflated = bytearray()
+    member = zlib.decompressobj(wbits=31)
+    for start in range(0, len(body), 4096):  # in small pieces: what follows a member is copied at each member's end
+        piece = body[start : start + 4096]
+        while piece:
+            if member.eof:
+                member = zlib.decompressobj(wbits=31)
+            try:
+                inflated += member.decompress(piece, max_bytes - len(inflated) + 1)
+            except zlib.error:
+                raise InvalidJSON("The body is not gzip") from None
+            if len(inflated) > max_bytes:
+                raise TooManyBytes(max_bytes)
+            piece = member.unused_data
+    if not member.eof:
+        raise InvalidJSON("The gzip body breaks off")
+    return bytes(inflated)

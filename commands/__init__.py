@@ -1,0 +1,16 @@
+"""The operator's commands: `flask --app app ...`. Each file has a subject: its commands, and their SQL beside them."""
+
+from flask import Flask
+
+
+def init_app(app: Flask) -> None:
+    """Register the commands. A new one is a file here and a line below."""
+    from commands import events, importer, keys, prune, quota, schema
+
+    app.cli.add_command(schema.init_db)
+    app.cli.add_command(keys.keys)
+    app.cli.add_command(quota.quota)
+    app.cli.add_command(quota.usage)
+    app.cli.add_command(events.events)
+    app.cli.add_command(importer.import_)
+    app.cli.add_command(prune.prune)

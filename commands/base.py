@@ -1,0 +1,60 @@
+"""What every command needs: a connection, and errors as one line."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+from psycopg.rows import dict_row
+
+import database
+import storage
+from database import Connection
+
+
+class AlreadyRunning(Exception):
+    """Another process does what only one may do. The argument says what."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Run a command in the application's context. An error ends it with one line and exit status 1."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except database.Unavailable as error:
+            raise click.ClickException(error.for_operator) from None
+        except (storage.NotFound, database.DataRejected, AlreadyRunning) as error:
+            raise click.ClickException(str(error)) from None
+
+    return with_appcontext(wrapper)
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """Open a connection with a transaction that is committed at the end. Raises Unavailable."""
+    with database.connect(current_app.config["DATABASE_URL"], with_timeouts=False) as connection:
+        yield connection
+
+
+@contextmanager
+def session(*, with_timeouts: bool = False) -> Iterator[Connection]:
+    """Open a connection on which each statement is a transaction. Raises Unavailable."""
+    with database.connect(current_app.config["DATABASE_URL"], with_timeouts=with_timeouts) as connection:
+        connection.autocommit = True
+        yield connection
+
+
+def check_organization(connection: Connection, org_id: str | None) -> None:
+    """Raise NotFound if there is no such organization; None stands for all."""
+    if org_id and not connection.execute("SELECT FROM organizations WHERE id = %s", [org_id]).rowcount:
+        raise storage.organization_not_found(org_id)
+
+
+def fetch_dicts(connection: Connection, query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a query as dicts by column."""
+    return connection.cursor(row_factory=dict_row).execute(query.encode(), parameters).fetchall()

@@ -1,0 +1,125 @@
+"""`events`: look at the newest stored events, and at those that arrive."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+import database
+from commands.base import check_organization, command, fetch_dicts, session
+from commands.output import Table, iso
+from commands.parameters import json_option, org_option
+from database import Connection
+
+COLUMNS = ["received_at", "org_id", "type", "tool_name", "action", "timestamp", "metadata"]
+
+# The newest events, or those with some ids.
+SELECT_EVENTS = """
+    SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
+           metadata::text AS metadata
+    FROM audit_events
+    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+      AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+      AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
+    ORDER BY id DESC
+    LIMIT %(limit)s
+"""
+
+# The ids of all events that can be new to somebody who looked some time ago.
+SELECT_IDS = """
+    SELECT id
+    FROM audit_events
+    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+      AND received_at >= %(since)s
+"""
+
+LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
+"""The newest events of all organizations can be found only by when they were received: first in the last minute."""
+
+MAX_COMMIT_DELAY = timedelta(seconds=2 * database.STATEMENT_TIMEOUT + 4)
+"""The time after its received_at in which an event can still be committed, and so become visible."""
+
+PAGE = 1000
+"""The number of events that are shown at once to somebody who follows them."""
+
+
+@click.command("events")
+@org_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--follow", is_flag=True, help="Go on with what arrives, until Ctrl-C.")
+@json_option
+@command
+def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
+    """Show the newest stored events, the newest last. JSON comes as one line for each event."""
+    table = Table(COLUMNS, cut=sys.stdout.isatty())
+    try:
+        with session() as connection:
+            check_organization(connection, org)
+            for rows in followed(connection, org, limit) if follow else [newest(connection, org, limit)]:
+                if as_json:
+                    for row in rows:
+                        click.echo(_as_json(row))
+                else:
+                    table.print(rows)
+                if follow and not rows:
+                    time.sleep(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def newest(connection: Connection, org_id: str | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest events, of all organizations or one, the newest last. Metadata is JSON text."""
+    rows: list[dict[str, Any]] = []
+    now = _now(connection)
+    for lookback in (None,) if org_id else LOOKBACKS:
+        since = lookback and now - lookback
+        rows = fetch_dicts(connection, SELECT_EVENTS, {"org_id": org_id, "since": since, "ids": None, "limit": limit})
+        if len(rows) == limit:
+            break
+    return rows[::-1]
+
+
+def followed(connection: Connection, org_id: str | None, limit: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the newest events, then those that have come since, also if they were committed late.
+
+    Yields nothing when that is all, and goes on.
+    """
+    last = _now(connection)
+    seen = _ids(connection, org_id, last - MAX_COMMIT_DELAY)
+    rows = newest(connection, org_id, limit)
+    seen |= {row["id"] for row in rows}
+    yield rows
+    while True:
+        now, since = _now(connection), last - MAX_COMMIT_DELAY
+        ids = _ids(connection, org_id, since)
+        unseen = sorted(ids - seen)
+        for start in range(0, len(unseen), PAGE):
+            page = {"org_id": org_id, "since": since, "ids": unseen[start : start + PAGE], "limit": None}
+            yield fetch_dicts(connection, SELECT_EVENTS, page)[::-1]
+        seen, last = ids, now
+        yield []
+
+
+def _now(connection: Connection) -> datetime:
+    [(now,)] = connection.execute("SELECT now()").fetchall()
+    return now  # type: ignore[no-any-return]
+
+
+def _ids(connection: Connection, org_id: str | None, since: datetime) -> set[int]:
+    return {row[0] for row in connection.execute(SELECT_IDS, {"org_id": org_id, "since": since})}
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    """Return a line of JSON. Metadata goes in as text, so that numbers keep their digits."""
+    metadata = re.sub("[^ -~]", lambda each: _escaped(each[0]), row.pop("metadata"))
+    return f'{json.dumps(row, default=iso)[:-1]}, "metadata": {metadata}}}'
+
+
+def _escaped(character: str) -> str:
+    """Escape a character that could mean something to a terminal; json.dumps leaves DEL as it is."""
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"

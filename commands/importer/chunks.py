@@ -1,0 +1,202 @@
+"""Store events in chunks, each exactly once."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import schemas
+import storage
+from commands.importer.files import Reject, Unreadable, one_line
+from commands.importer.rows import Event
+from database import Connection, DataRejected, translate_errors
+from storage import QuotaExceeded
+
+CHUNK_ROWS = 1000
+CHUNK_BYTES = 2**20
+"""A chunk ends with the event that reaches one of these. They may grow, but never shrink: a rerun looks for what was
+stored before no further ahead than its own chunk reaches."""
+
+CHUNK_KEY = "import\t"
+"""The beginning of the idempotency keys of chunks. A client's key can't have a tab."""
+
+
+class QuotaEnded(Exception):
+    """The month's quota is used up. The argument is the line of the first event that is not stored."""
+
+
+class Chunks:
+    """The chunks of imports into one organization, in PostgreSQL.
+
+    A chunk is kept under an idempotency key that never expires.
+    """
+
+    def __init__(self, connection: Connection, org_id: str) -> None:
+        self._connection = connection
+        self._org_id = org_id
+
+    def find_stored(self, keys: list[str]) -> dict[int, int]:
+        """Return under which of the keys (the first is 1) a chunk was stored before, and how many events it has."""
+        numbers = {CHUNK_KEY + key: number for number, key in enumerate(keys, 1)}
+        with translate_errors():
+            rows = self._connection.execute(
+                "SELECT key, ingested FROM idempotency_keys WHERE org_id = %s AND key = ANY(%s)",
+                [self._org_id, list(numbers)],
+            ).fetchall()
+        return {numbers[key]: ingested for key, ingested in rows}
+
+    def store(self, events: list[str], key: str) -> bool:
+        """Store events, as JSON, in one transaction; return False if that was done before.
+
+        `key` is a SHA-256 in hexadecimal. Raises QuotaExceeded and DataRejected; then nothing is stored.
+        """
+        batch = storage.EventBatch(
+            schemas.storable_text(f"[{','.join(events)}]"),
+            list(range(len(events))),
+            len(events),
+            idempotency_key=CHUNK_KEY + key,
+            fingerprint=bytes.fromhex(key),
+            source="import",
+        )
+        with translate_errors():
+            return not storage.store_batch(self._connection, self._org_id, None, batch, None).replayed
+
+
+class _Pending(NamedTuple):
+    event: Event
+    digest: Any
+    """SHA-256 of all events up to this one."""
+
+    @property
+    def key(self) -> str:
+        return str(self.digest.hexdigest())
+
+
+class Import:
+    """Stores events in chunks, exactly once, however often it is interrupted and started again.
+
+    A chunk is stored under a key made from all events up to its end. So each event is asked whether a chunk ended with
+    it in an earlier run of the same file; what such a chunk covers is skipped. A chunk is stored only when the one
+    after it has been read too: an earlier chunk that covers an event ends there at the latest.
+    """
+
+    def __init__(self, chunks: Chunks | None, on_reject: Callable[[Reject], None]) -> None:
+        """Without `chunks` nothing is stored."""
+        self._chunks = chunks
+        self._on_reject = on_reject
+        self._done = 0  # events that are stored or skipped
+        self._done_digest = hashlib.sha256()
+        self._pending: list[_Pending] = []
+        self._asked = 0  # how many pending events have been looked up
+        self._found: dict[int, int] = {}  # the end of each chunk found for them, and its events
+        self._bad_within: int | None = None  # PostgreSQL refuses one of so many pending events
+        self._limits: list[int] = []  # where the next chunks would end among the pending events
+        self._rows = self._bytes = 0  # since the last of these
+        self.read = self.stored = self.skipped = self.rejected = 0
+
+    def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
+        """Store the events; yield now and then.
+
+        Raises QuotaEnded, and Unreadable when what came before is stored.
+        """
+        unreadable = None
+        try:
+            for item in items:
+                self.read += 1
+                if isinstance(item, Reject):
+                    self._reject(item)
+                    continue
+                self._append(item)
+                while len(self._limits) > 1:
+                    self._advance()
+                    yield
+        except Unreadable as error:
+            unreadable = error
+        while self._pending:
+            self._advance()
+        yield
+        if unreadable:
+            raise unreadable
+
+    def _append(self, event: Event) -> None:
+        digest = (self._pending[-1].digest if self._pending else self._done_digest).copy()
+        digest.update(event.text.encode() + b"\n")
+        self._pending.append(_Pending(event, digest))
+        self._measure(len(self._pending), event)
+
+    def _measure(self, position: int, event: Event) -> None:
+        self._rows += 1
+        self._bytes += len(event.text)
+        if self._rows >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES:
+            self._limits.append(position)
+            self._rows = self._bytes = 0
+
+    def _advance(self) -> None:
+        """Store, skip or reject at least one pending event."""
+        # the last event is a chunk of its own: a file that grows may have ended in the middle of it
+        end = max(1, len(self._pending) - 1)
+        end = min([end, *self._limits, self._bad_within or end])
+        if self._chunks is None:
+            return self._drop(end)
+        if unasked := self._pending[self._asked :]:
+            for position, size in self._chunks.find_stored([each.key for each in unasked]).items():
+                self._found[self._done + self._asked + position] = size
+            self._asked = len(self._pending)
+        if self._found:
+            next_end = min(self._found)
+            begin = next_end - self._found[next_end] - self._done
+            if begin <= 0:
+                del self._found[next_end]
+                self.skipped += next_end - self._done
+                return self._drop(next_end - self._done)
+            end = min(end, begin)
+        return self._store(self._chunks, end)
+
+    def _store(self, chunks: Chunks, size: int) -> None:
+        """Store that many of the pending events, or fewer."""
+        try:
+            new = chunks.store([each.event.text for each in self._pending[:size]], self._pending[size - 1].key)
+        except QuotaExceeded as error:
+            if not error.remaining:
+                raise QuotaEnded(self._pending[0].event.line) from None
+            return self._store(chunks, error.remaining)
+        except DataRejected as error:
+            self._bad_within = size
+            if size > 1:
+                return self._store(chunks, size // 2)
+            event = self._pending[0].event
+            self._reject(Reject(event.line, str(error), one_line(event.text)))
+            return self._drop_rejected()
+        if new:
+            self.stored += size
+        else:
+            self.skipped += size
+        return self._drop(size)
+
+    def _drop(self, count: int) -> None:
+        """Forget the first pending events: they are done."""
+        self._done_digest = self._pending[count - 1].digest
+        self._done += count
+        self._asked = max(0, self._asked - count)
+        self._bad_within = (self._bad_within or 0) - count
+        if self._bad_within <= 0:
+            self._bad_within = None
+        del self._pending[:count]
+        self._limits.clear()
+        self._rows = self._bytes = 0
+        for position, each in enumerate(self._pending, 1):
+            self._measure(position, each.event)
+
+    def _drop_rejected(self) -> None:
+        """Forget the first pending event, which can't be stored. Without it, all keys after it are others."""
+        self._bad_within = None
+        self._asked = 0
+        self._found.clear()
+        rest = self._pending[1:]
+        self._pending, self._limits = [], []
+        self._rows = self._bytes = 0
+        for each in rest:
+            self._append(each.event)
+
+    def _reject(self, reject: Reject) -> None:
+        self.rejected += 1
+        self._on_reject(reject)

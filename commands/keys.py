@@ -1,0 +1,100 @@
+"""`keys`: create, list and revoke API keys."""
+
+from secrets import choice
+from string import ascii_letters, digits
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from commands.base import check_organization, command, fetch_dicts, transaction
+from commands.output import show
+from commands.parameters import Name, Quota, json_option
+from commands.quota import set_quota
+from database import Connection
+from storage import NotFound, key_hash
+
+COLUMNS = ["id", "prefix", "label", "organization", "created", "expires", "revoked"]
+
+SELECT_KEYS = """
+    SELECT id, prefix, label, org_id AS organization,
+           created_at AS created, expires_at AS expires, revoked_at AS revoked
+    FROM api_keys
+    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+    ORDER BY id
+"""
+
+keys = AppGroup("keys", help="API keys: create, list, revoke.")
+
+
+@keys.command("create", with_appcontext=False)
+@click.argument("org", type=Name())
+@click.option("--label", type=Name(), help="What the key is for.")
+@click.option("--expires-in-days", type=click.IntRange(1, 36500), help="By default a key never expires.")
+@click.option("--monthly-quota", type=Quota(), help="Sets the organization's quota: a number of events, or unlimited.")
+@command
+def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None]) -> None:
+    """Make a key, and the organization ORG if it is new. Prints the key, this one time."""
+    with transaction() as connection:
+        create_organization(connection, org, current_app.config["DEFAULT_MONTHLY_QUOTA"])
+        if monthly_quota:
+            set_quota(connection, org, *monthly_quota)
+        key = create_key(connection, org, label, expires_in_days)
+    click.echo(key)
+
+
+@keys.command("list", with_appcontext=False)
+@click.argument("org", type=Name(), required=False)
+@json_option
+@command
+def list_(org: str | None, as_json: bool) -> None:
+    """List all keys, or those of ORG. A key itself is never shown."""
+    with transaction() as connection:
+        rows = list_keys(connection, org)
+    show(rows, COLUMNS, as_json)
+
+
+@keys.command("revoke", with_appcontext=False)
+@click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@command
+def revoke(key_id: int) -> None:
+    """End a key, from the next request on."""
+    with transaction() as connection:
+        revoke_key(connection, key_id)
+    click.echo(f"key {key_id} is revoked", err=True)
+
+
+def create_organization(connection: Connection, org_id: str, monthly_quota: int | None) -> None:
+    """Create an organization with a quota (None: unlimited). One that exists stays as it is."""
+    connection.execute(
+        "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING", [org_id, monthly_quota]
+    )
+
+
+def create_key(
+    connection: Connection, org_id: str, label: str | None = None, expires_in_days: int | None = None
+) -> str:
+    """Create an API key of an organization that exists, and return it. It is stored nowhere: show it now or never."""
+    key = "ig_" + "".join(choice(ascii_letters + digits) for _ in range(40))
+    connection.execute(
+        """
+        INSERT INTO api_keys (org_id, key_hash, prefix, label, expires_at)
+        VALUES (%s, %s, %s, %s, now() + %s::integer * interval '1 day')
+        """,
+        [org_id, key_hash(key), key[:7], label, expires_in_days],
+    )
+    return key
+
+
+def list_keys(connection: Connection, org_id: str | None = None) -> list[dict[str, Any]]:
+    """Return what may be shown of every key, or of an organization's. Raises NotFound."""
+    check_organization(connection, org_id)
+    return fetch_dicts(connection, SELECT_KEYS, {"org_id": org_id})
+
+
+def revoke_key(connection: Connection, key_id: int) -> None:
+    """End a key from the next request on; a revoked one stays as it is. Raises NotFound."""
+    if not connection.execute("SELECT FROM api_keys WHERE id = %s", [key_id]).rowcount:
+        raise NotFound(f"there is no API key {key_id}")
+    connection.execute("UPDATE api_keys SET revoked_at = now() WHERE id = %s AND revoked_at IS NULL", [key_id])

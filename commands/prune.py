@@ -1,0 +1,143 @@
+"""`prune`: delete old events, and idempotency keys that have expired."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import click
+
+from commands.base import check_organization, command, session
+from commands.output import iso, progress, show
+from commands.parameters import Moment, org_option
+from database import Connection
+
+SELECT_PRUNABLE = """
+    SELECT org_id, count(*), max(id)
+    FROM audit_events
+    WHERE "timestamp" < %(before)s
+      AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+    GROUP BY org_id
+    ORDER BY org_id
+"""
+
+# Deletes a batch after the last one: going on by id, it does not meet again what was just deleted.
+DELETE_EVENTS = """
+    DELETE FROM audit_events
+    WHERE org_id = %(org_id)s
+      AND id IN (
+          SELECT id
+          FROM audit_events
+          WHERE org_id = %(org_id)s AND id > %(after)s AND id <= %(last)s AND "timestamp" < %(before)s
+          ORDER BY id
+          LIMIT %(batch)s
+      )
+    RETURNING id, source, received_at
+"""
+
+# Deletes the keys of an import's chunks of which no event is left. Its events were received when its key was stored.
+DELETE_CHUNK_KEYS = """
+    DELETE FROM idempotency_keys k
+    WHERE org_id = %(org_id)s
+      AND expires_at IS NULL
+      AND stored_at = ANY(%(received)s)
+      AND NOT EXISTS (SELECT FROM audit_events e WHERE e.org_id = %(org_id)s AND e.received_at = k.stored_at)
+"""
+
+DELETE_EXPIRED_KEYS = """
+    WITH deleted AS (
+        DELETE FROM idempotency_keys
+        WHERE org_id = %(org_id)s
+          AND key IN (
+              SELECT key
+              FROM idempotency_keys
+              WHERE org_id = %(org_id)s AND key > %(after)s AND expires_at <= now()
+              ORDER BY key
+              LIMIT %(batch)s
+          )
+        RETURNING key
+    )
+    SELECT count(*), max(key) FROM deleted
+"""
+
+BATCH = 5000
+"""The rows that are deleted in one transaction, which takes some tens of milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """What an organization has to prune."""
+
+    org_id: str
+    events: int
+    last_id: int
+
+
+@click.command("prune")
+@click.option(
+    "--before",
+    type=Moment(),
+    required=True,
+    help="2026-03-01 (its beginning in UTC), 2026-03-01T12:00Z, or 400d (days ago).",
+)
+@org_option
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@command
+def prune(before: datetime, org: str | None, dry_run: bool) -> None:
+    """Delete events with a timestamp before a date, and expired idempotency keys, in small batches."""
+    with session() as connection:
+        prunable = find_prunable(connection, before, org)
+        total = sum(each.events for each in prunable)
+        if dry_run:
+            columns = ["organization", "events"]
+            show([{"organization": each.org_id, "events": each.events} for each in prunable], columns)
+            click.echo(f"{total} events before {iso(before)} would be deleted")
+            return
+        deleted = 0
+        with progress(total, "events") as show_progress:
+            for each in prunable:
+                for count in prune_events(connection, each, before):
+                    deleted += count
+                    show_progress(deleted, deleted)
+        keys = prune_keys(connection, org)
+    click.echo(f"deleted {deleted} events before {iso(before)}, and {keys} expired idempotency keys")
+
+
+def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
+    """Return what there is to prune of all organizations, or of one. Raises NotFound."""
+    check_organization(connection, org_id)
+    return [Prunable(*row) for row in connection.execute(SELECT_PRUNABLE, {"before": before, "org_id": org_id})]
+
+
+def prune_events(connection: Connection, prunable: Prunable, before: datetime) -> Iterator[int]:
+    """Delete the events with a timestamp before, batch by batch; yield how many. It can be stopped at any time.
+
+    The last event of a chunk that was imported takes the chunk's key with it, so that it can be imported again.
+    """
+    parameters = {
+        "org_id": prunable.org_id,
+        "before": before,
+        "after": 0,
+        "last": prunable.last_id,
+        "batch": BATCH,
+    }
+    while True:
+        with connection.transaction():
+            rows = connection.execute(DELETE_EVENTS, parameters).fetchall()
+            if received := {received_at for _, source, received_at in rows if source == "import"}:
+                connection.execute(DELETE_CHUNK_KEYS, {**parameters, "received": list(received)})
+        if not rows:
+            return
+        yield len(rows)
+        parameters["after"] = max(row[0] for row in rows)
+
+
+def prune_keys(connection: Connection, org_id: str | None) -> int:
+    """Delete the expired idempotency keys of all organizations, or of one, batch by batch; return how many."""
+    deleted = 0
+    organizations = [(org_id,)] if org_id else connection.execute("SELECT id FROM organizations").fetchall()
+    for (organization,) in organizations:
+        parameters = {"org_id": organization, "after": "", "batch": BATCH}
+        while parameters["after"] is not None:
+            [(count, parameters["after"])] = connection.execute(DELETE_EXPIRED_KEYS, parameters).fetchall()
+            deleted += count
+    return deleted

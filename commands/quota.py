@@ -1,0 +1,72 @@
+"""`quota` and `usage`: what organizations may store in a month, and what they stored."""
+
+from datetime import date
+from typing import Any
+
+import click
+
+import storage
+from commands.base import command, fetch_dicts, transaction
+from commands.output import show
+from commands.parameters import Month, Name, Quota, json_option
+from database import Connection
+
+# The CTE is there for Citus, which joins a reference table only from that side to distributed rows.
+SELECT_USAGE = """
+    WITH month AS MATERIALIZED (
+        SELECT org_id, sum(used)::bigint AS used
+        FROM monthly_usage
+        WHERE month = %(month)s
+        GROUP BY org_id
+    )
+    SELECT o.id AS organization, coalesce(m.used, 0) AS stored, o.monthly_quota AS quota
+    FROM organizations o
+    LEFT JOIN month m ON m.org_id = o.id
+    ORDER BY o.id
+"""
+
+
+@click.command("quota")
+@click.argument("org", type=Name())
+@click.argument("monthly_quota", metavar="[N|unlimited]", type=Quota(), required=False)
+@command
+def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:
+    """Show ORG's use of this month's quota, or set the quota."""
+    with transaction() as connection:
+        if monthly_quota:
+            set_quota(connection, org, *monthly_quota)
+        now = storage.quota(connection, org)
+    if now.quota is None:
+        click.echo(f"{org}: {now.used} events stored in {now.month}, unlimited")
+    else:
+        click.echo(f"{org}: {now.used} of {now.quota} events stored in {now.month}, {now.remaining} remaining")
+
+
+@click.command("usage")
+@click.option("--month", type=Month(), help="The default is this month, in UTC.")
+@json_option
+@command
+def usage(month: date | None, as_json: bool) -> None:
+    """Show what each organization stored in a month, and how much of its quota that is."""
+    with transaction() as connection:
+        rows = usage_of_month(connection, month)
+    for row in rows:
+        row["share"] = row["stored"] / row["quota"] if row["quota"] else None
+        if not as_json:
+            row["share"] = "-" if row["share"] is None else f"{row['share']:.1%}"
+            row["quota"] = "unlimited" if row["quota"] is None else row["quota"]
+    show(rows, ["organization", "stored", "quota", "share"], as_json)
+
+
+def set_quota(connection: Connection, org_id: str, monthly_quota: int | None) -> None:
+    """Set a quota (None: unlimited), which requests obey from now on. Raises NotFound."""
+    query = "UPDATE organizations SET monthly_quota = %s WHERE id = %s"
+    if not connection.execute(query, [monthly_quota, org_id]).rowcount:
+        raise storage.organization_not_found(org_id)
+
+
+def usage_of_month(connection: Connection, month: date | None) -> list[dict[str, Any]]:
+    """Return the events that each organization stored in a month (any day of it; None: this one), and its quota now."""
+    if month is None:
+        [(month,)] = connection.execute("SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date").fetchall()
+    return fetch_dicts(connection, SELECT_USAGE, {"month": month.replace(day=1)})

@@ -1,0 +1,51 @@
+"""What the tests of `import` share."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from commands.importer.files import FORMATS, Reject, Source, read_rows
+from commands.importer.rows import ColumnMapping, Event
+from tests.support import Account, command, flask
+
+MAX_BYTES = 10_000
+
+
+def events(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"type": "tool_call", "toolName": f"tool-{number}", "timestamp": "2026-03-19T10:00:00Z"}
+        for number in range(first, first + count)
+    ]
+
+
+def ndjson(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def read_as(source: Source, file_format: str, mapping: ColumnMapping) -> Iterator[Event | Reject]:
+    return mapping.events(read_rows(source, file_format, MAX_BYTES, mapping.check_header))
+
+
+def read(folder: Path, name: str, content: str | bytes, mapping: ColumnMapping | None = None) -> list[Any]:
+    """What a file's rows become, without a database."""
+    file = write(folder, name, content)
+    with Source(str(file), None) as source:
+        return list(read_as(source, FORMATS[file.suffix], mapping or ColumnMapping()))
+
+
+def texts(items: list[Any]) -> list[Any]:
+    return [json.loads(item.text) for item in items]
+
+
+def run(account: Account, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command; in a process of its own if it gets standard input or a folder."""
+    how = flask if kwargs else command
+    return how("import", *arguments, "--org", account.org_id, database_url=account.service.database_url, **kwargs)

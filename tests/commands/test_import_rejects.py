@@ -1,0 +1,89 @@
+"""`import`: rows that can't be events."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands.importer.files import Reject, Source, format_of
+from commands.importer.rows import ColumnMapping, Event
+from dev.service import EVENT
+from tests.commands.importing import events, ndjson, read, read_as, run, write
+from tests.support import Account
+
+
+def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) -> None:
+    rows = events(2500)
+    rows[7]["type"] = "chat"
+    rows[2000] = {"toolName": "x"}
+    file = write(tmp_path, "a.ndjson", ndjson(rows).encode())
+    for counts in ("stored 2498, already stored 0", "stored 0, already stored 2498"):
+        done = run(account, str(file))
+        assert done.stdout == f"read 2500, {counts}, rejected 2: see {file}.rejects.ndjson\n"
+        assert done.returncode == 3
+        rejects = [json.loads(line) for line in Path(f"{file}.rejects.ndjson").read_text().splitlines()]
+        assert [(each["line"], each["row"]) for each in rejects] == [(8, rows[7]), (2001, {"toolName": "x"})]
+        assert rejects[1]["reason"] == "type: Required"
+        assert account.count() == account.used() == 2498
+    assert Path(f"{file}.rejects.ndjson~").exists()  # of the first run
+    done = run(account, f"{file}.rejects.ndjson", "--set", "type=custom")
+    assert (done.returncode, done.stdout) == (0, "read 2, stored 2, already stored 0, rejected 0\n")
+    assert account.count() == 2500
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "stored"),
+    [
+        (
+            "a.csv",
+            'kind,toolName,action,when,n,"metadata"\nchat,x,,1773914400,007,"{""d"": 0.10000000000000000001}"\n',
+            {"timestamp": "when"},
+            '{"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", '
+            '"metadata": {"kind": "chat", "n": "007", "d": 0.10000000000000000001}}',
+        ),
+        (
+            "a.json",
+            '[{"kind": "chat",\n "toolName": "x", "d": 1, "d": 12345678901234567890.123456789, "metadata": null}]',
+            {},
+            '{"toolName": "x", "type": "custom", "metadata": {"kind": "chat", "d": 12345678901234567890.123456789}}',
+        ),
+    ],
+)
+def test_a_rejected_row_is_kept_as_it_was(
+    tmp_path: Path, name: str, content: str, options: dict[str, str], stored: str
+) -> None:
+    [reject] = read(tmp_path, name, content, ColumnMapping({**options, "type": "kind"}))
+    assert isinstance(reject, Reject)
+    line = f'{{"line": {reject.line}, "reason": {json.dumps(reject.reason)}, "row": {reject.row}}}\n'
+    mended = write(tmp_path, "a.rejects.ndjson", line.encode())
+    with Source(str(mended), None) as source:
+        columns = ColumnMapping(options, {"type": "custom"})
+        [event] = list(read_as(source, "rejects", columns))
+    assert isinstance(event, Event), event
+    assert json.loads(event.text, parse_float=str) == json.loads(stored, parse_float=str)
+
+
+def test_what_is_no_reject_is_rejected(tmp_path: Path) -> None:
+    assert format_of("a.csv.REJECTS.ndjson.gz") == "rejects"
+    file = write(tmp_path, "a.rejects.ndjson", ndjson([EVENT, {"line": 1, "reason": "x", "row": "text"}]).encode())
+    with Source(str(file), None) as source:
+        rows: list[Any] = list(read_as(source, "rejects", ColumnMapping()))
+    assert [row.reason for row in rows] == [
+        "Expected an object of line, reason and row, as an import writes it",
+        "Expected object, received string",
+    ]
+
+
+def test_a_row_that_only_postgresql_refuses_is_rejected_alone(account: Account, tmp_path: Path) -> None:
+    rows = [json.dumps(event) for event in events(1500)]
+    for index in (3, 700, 1499):
+        rows[index] = '{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
+    file = write(tmp_path, "a.ndjson", "\n".join(rows).encode())
+    for counts in ("stored 1497, already stored 0", "stored 0, already stored 1497"):
+        assert run(account, str(file)).stdout.startswith(f"read 1500, {counts}, rejected 3: see")
+    rejects = [json.loads(line) for line in Path(f"{file}.rejects.ndjson").read_text().splitlines()]
+    assert [each["line"] for each in rejects] == [4, 701, 1500]
+    assert [row[0] for row in account.rows("tool_name")] == [
+        f"tool-{i}" for i in range(1500) if i not in (3, 700, 1499)
+    ]
