@@ -24,6 +24,9 @@ MAX_ZEROS = 2**24
 """The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
 a body of many such numbers could be stored, but neither read nor dumped."""
 
+MAX_UNSTORABLE = 100_000
+"""The places in a body where characters are replaced because PostgreSQL can't store them: each takes time."""
+
 Details = list[dict[str, str]]
 """The problems of a body: each has a dotted path (`field`) and a sentence (`message`)."""
 
@@ -323,7 +326,9 @@ def parse_json(body: bytes) -> tuple[str, Any]:
     fractions: defaultdict[str, float] = defaultdict(float)
     try:
         text = body.decode()
-        check = _check_keys if _UNSTORABLE.search(text) else None
+        check = _check_keys if _ESCAPE.search(text) else None
+        if check and len(_UNSTORABLE_RUN.findall(text)) > MAX_UNSTORABLE:
+            raise InvalidJSON("There are too many characters that can't be stored, such as U+0000")
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
         )
@@ -352,27 +357,32 @@ def _count_zeros(body: bytes) -> int:
     return sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
 
 
-# jsonb can hold neither U+0000 nor half of a surrogate pair. The first group of _ESCAPE stays as it is: escaped
-# backslashes and whole pairs.
-_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
-_ESCAPE = re.compile(r"((?:\\\\)+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u(?:0000|[dD][89a-fA-F]..)", re.DOTALL)
+# jsonb can hold neither U+0000 nor half of a surrogate pair. Possessive quantifiers keep the search linear.
+_PAIR = r"\\u[dD][89abAB]..\\u[dD][c-fC-F].."
+_UNSTORABLE = r"\\u(?:0000|[dD][c-fC-F]..|[dD][89abAB]..(?!\\u[dD][c-fC-F]))"
+_STORABLE = rf"[^\\]++|\\[^u]|{_PAIR}|\\u(?!0000|[dD][89a-fA-F])...."
+_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_UNSTORABLE_RUN = re.compile(
+    r"(?:\\u0000|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)++"
+)
+_SPLIT = re.compile(rf"((?:{_STORABLE})*+)((?:{_UNSTORABLE})++)?+", re.DOTALL)
 
 
 def storable_text(json_text: str) -> str:
     """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
-    if not _UNSTORABLE.search(json_text):
+    if not _ESCAPE.search(json_text):
         return json_text
-    return _ESCAPE.sub(lambda match: match[1] or r"\ufffd", json_text)
+    return _SPLIT.sub(lambda part: part[1] + r"\ufffd" * (len(part[2] or "") // 6), json_text)
 
 
 def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its members. Raises InvalidJSON if two different keys would become one when they are stored."""
     value = dict(members)
-    stored = {
-        key.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd") for key in value
-    }
-    if len(stored) < len(value):
-        raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
+    if unprintable := [key for key in value if not key.isprintable()]:
+        changed = [key.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for key in unprintable]
+        stored = {key.replace("\0", "\ufffd") for key in changed}.union(key for key in value if key.isprintable())
+        if len(stored) < len(value):
+            raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
     return value
 
 

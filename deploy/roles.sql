@@ -1,22 +1,56 @@
--- Two roles: the owner, who runs the commands, and igris_web, which runs gunicorn and can do no more than requests need.
--- It can add events and read keys' hashes; it can not read events back, change them or delete them.
+-- Makes a role for gunicorn: igris_web, which can add events and read the hashes of keys. It can not read events back,
+-- change them or delete them. The owner of the tables runs the commands.
 --
--- Run in the database, after init-db and again after every upgrade, as a superuser:
---     psql "$DATABASE_URL" -v password=secret -f deploy/roles.sql
--- and give gunicorn a DATABASE_URL with the user igris_web and that password.
+-- Run it in the service's database as a superuser, after init-db and again after every upgrade. The password comes from
+-- the environment, since arguments can be seen in the list of processes:
+--     IGRIS_WEB_PASSWORD=... psql -d igris -f deploy/roles.sql
+-- Then give gunicorn a DATABASE_URL with the user igris_web and that password.
 
 \set ON_ERROR_STOP on
+\set password `printenv IGRIS_WEB_PASSWORD`
+SELECT :'password' <> '' AS has_password, pg_get_userbyid(relowner) AS owner
+FROM pg_class
+WHERE oid = 'audit_events'::regclass \gset
+\if :has_password
+\else
+    DO $$ BEGIN RAISE 'set IGRIS_WEB_PASSWORD in the environment'; END $$;
+\endif
+
 BEGIN;
+SET LOCAL log_statement = 'none';  -- the server's log must not get the password
+SET LOCAL log_min_duration_statement = -1;
+SET LOCAL log_min_error_statement = 'panic';
 
 SELECT 'CREATE ROLE igris_web LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'igris_web') \gexec
-ALTER ROLE igris_web PASSWORD :'password';
+ALTER ROLE igris_web NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD :'password';
 
--- For connections through a pooler, which drops the timeouts that the service asks for.
-ALTER ROLE igris_web SET lock_timeout = '7s';
+-- The role may change its own settings. These are the ones that the service relies on, for connections through a pooler,
+-- which drops what the service asks for.
+ALTER ROLE igris_web RESET ALL;
+SELECT format('ALTER ROLE igris_web IN DATABASE %I RESET ALL', current_database()) \gexec
+ALTER ROLE igris_web SET default_transaction_isolation = 'read committed';
+ALTER ROLE igris_web SET standard_conforming_strings = 'on';
+ALTER ROLE igris_web SET synchronous_commit = 'on';
+ALTER ROLE igris_web SET DateStyle = 'ISO, MDY';
+ALTER ROLE igris_web SET IntervalStyle = 'postgres';
+ALTER ROLE igris_web SET TimeZone = 'UTC';
+ALTER ROLE igris_web SET lock_timeout = '0.2s';
 ALTER ROLE igris_web SET statement_timeout = '8s';
 ALTER ROLE igris_web SET idle_in_transaction_session_timeout = '8s';
 
+-- Up to PostgreSQL 14 everybody may create functions in the schema, which the owner would run unawares.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO :"owner";
+SELECT format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database()) \gexec
+SELECT format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), :'owner') \gexec
+-- Large objects would fill the disk.
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', oid::regprocedure)
+FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_open', 'lo_put', 'lowrite')
+\gexec
+
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM igris_web;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
 GRANT SELECT ON schema_version, organizations, api_keys TO igris_web;
 GRANT INSERT ON audit_events TO igris_web;

@@ -31,7 +31,9 @@ class Server:
     PostgreSQL refuses to run as root: started by root, it runs as the user postgres or nobody.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, memory_limit: int | None = None) -> None:
+        """`memory_limit` is the address space of each of its processes, in bytes."""
+        self._memory_limit = memory_limit
         self._account = _account()
         self._bin = _reachable_copy(_programs(), self._account)
         self.data = data
@@ -97,7 +99,10 @@ class Server:
         """Run a program away from the terminal, so that Ctrl-C does not reach it."""
         if self._account:
             kwargs |= {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
-        return subprocess.Popen([self._bin / program, *arguments], cwd="/", start_new_session=True, **kwargs)
+        command = [str(self._bin / program), *arguments]
+        if self._memory_limit:
+            command = ["sh", "-c", f'ulimit -v {self._memory_limit // 1024}; exec "$0" "$@"', *command]
+        return subprocess.Popen(command, cwd="/", start_new_session=True, **kwargs)
 
     def _own(self, folder: Path) -> None:
         folder.chmod(0o700)
@@ -106,9 +111,9 @@ class Server:
 
 
 @contextmanager
-def temporary() -> Iterator[Server]:
+def temporary(memory_limit: int | None = None) -> Iterator[Server]:
     """Start a server with a new data directory, which is removed at the end."""
-    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")))
+    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")), memory_limit)
     try:
         server.start()
         yield server

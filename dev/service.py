@@ -74,13 +74,15 @@ def high_water_mark(pid: int) -> int:
 class Service:
     """A gunicorn with its workers, on a port of its own; its output goes to a file."""
 
-    def __init__(self, database_url: str, log: Path, application: str = "app:create_app()", **settings: Any) -> None:
+    def __init__(
+        self, database_url: str, log: Path, application: str = "app:create_app()", before: str = "", **settings: Any
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url
         self.log = log
         self.folder = ROOT
-        self.command = ["sh", "-c", WEB.replace("app:create_app()", application)]
+        self.command = ["sh", "-c", before + WEB.replace("app:create_app()", application)]
         self.environ = {
             **{name: value for name, value in os.environ.items() if name not in ("MAX_BODY_BYTES", "THREADS")},
             "DATABASE_URL": database_url,
@@ -104,13 +106,16 @@ class Service:
         return self
 
     def stop(self) -> None:
+        self.http.clear()  # gunicorn waits for connections that are kept alive
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
-        self.http.clear()
 
     def is_alive(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"gunicorn ended: {self.output()}")
+        return self.answers()
+
+    def answers(self) -> bool:
         try:
             return self.get("/healthz").status == 200
         except urllib3.exceptions.HTTPError:

@@ -11,7 +11,7 @@ import pytest
 
 import commands
 from app import create_app
-from dev.service import BIN, ROOT, Answer, Service
+from dev.service import BIN, EVENT, ROOT, Answer, Service
 
 
 class Account:
@@ -25,7 +25,7 @@ class Account:
 
     def execute(self, query: str, *parameters: object) -> list[Any]:
         """Runs SQL as the owner of the database; returns the rows, if it has any."""
-        with psycopg.connect(self.service.database_url, options="-c timezone=UTC") as connection:
+        with psycopg.connect(self.service.database_url, options="-c timezone=UTC -c DateStyle=ISO") as connection:
             cursor = connection.execute(query.encode(), parameters)
             return [] if cursor.description is None else cursor.fetchall()
 
@@ -42,6 +42,22 @@ class Account:
         query = "SELECT coalesce(sum(used), 0)::int FROM monthly_usage WHERE org_id = %s"
         [[used]] = self.execute(query, self.org_id)
         return int(used)
+
+
+class LockedUsageRow:
+    """While it lasts, requests of a limited organization wait for its usage row."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+
+    def __enter__(self) -> None:
+        self.account.post(EVENT)
+        self.blocker = psycopg.connect(self.account.service.database_url)
+        query = "SELECT FROM monthly_usage WHERE org_id = %s FOR UPDATE"
+        self.blocker.execute(query, [self.account.org_id])
+
+    def __exit__(self, *_: object) -> None:
+        self.blocker.close()
 
 
 FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]

@@ -22,7 +22,7 @@ from database import ANSWER_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT
 from dev import postgres
 from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
 from storage import Storage
-from tests.support import Account, assert_refused
+from tests.support import Account, LockedUsageRow, assert_refused
 
 
 @pytest.fixture
@@ -48,22 +48,6 @@ def assert_unavailable(answer: Answer) -> None:
 def waiting_for_locks(account: Account) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     return int(account.execute(query)[0][0])
-
-
-class Held:
-    """While it lasts, requests of a limited organization wait for its usage row."""
-
-    def __init__(self, account: Account) -> None:
-        self.account = account
-
-    def __enter__(self) -> None:
-        self.account.post(EVENT)
-        self.blocker = psycopg.connect(self.account.service.database_url)
-        query = "SELECT FROM monthly_usage WHERE org_id = %s FOR UPDATE"
-        self.blocker.execute(query, [self.account.org_id])
-
-    def __exit__(self, *_: object) -> None:
-        self.blocker.close()
 
 
 def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, own_account: Account) -> None:
@@ -129,7 +113,7 @@ def test_a_missing_table_is_not_the_clients_fault(account: Account) -> None:
 def test_requests_that_wait_when_the_database_restarts_are_told_so(
     own_server: postgres.Server, own_account: Account
 ) -> None:
-    with Held(own_account), ThreadPoolExecutor(4) as pool:
+    with LockedUsageRow(own_account), ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(own_account.post, EVENT, Idempotency_Key=str(i)) for i in range(4)]
         wait_for(lambda: waiting_for_locks(own_account) == 4)
         own_server.crash()
@@ -142,7 +126,7 @@ def test_requests_that_wait_when_the_database_restarts_are_told_so(
 
 
 def test_a_lock_that_is_never_released_pins_no_thread(own_account: Account) -> None:
-    with Held(own_account):
+    with LockedUsageRow(own_account):
         began = time.monotonic()
         for answer in at_once(4, lambda _: own_account.post(EVENT)):
             assert_unavailable(answer)
@@ -153,7 +137,7 @@ def test_a_lock_that_is_never_released_pins_no_thread(own_account: Account) -> N
 
 def test_more_requests_than_connections_wait_their_turn(own_account: Account) -> None:
     with ThreadPoolExecutor(40) as pool:
-        with Held(own_account):
+        with LockedUsageRow(own_account):
             waiting = [pool.submit(own_account.post, EVENT) for _ in range(40)]
             wait_for(lambda: waiting_for_locks(own_account) >= 8)
         assert {future.result().status for future in waiting} == {200}
@@ -215,12 +199,13 @@ def test_clients_that_stop_in_the_middle_are_given_up(account: Account, start_se
         assert answer.status == 200
         assert in_its_body.recv(1000).startswith(b"HTTP/1.1 400 ")
         assert in_its_head.recv(1000) == b""
+    assert "Traceback" not in service.output()
     assert account.count() == 1
 
 
 def test_sigterm_finishes_and_answers_what_is_in_flight(own_account: Account) -> None:
     with ThreadPoolExecutor(8) as pool:
-        with Held(own_account):
+        with LockedUsageRow(own_account):
             waiting = [pool.submit(own_account.post, EVENT) for _ in range(8)]
             wait_for(lambda: waiting_for_locks(own_account) == 8)
             own_account.service.process.send_signal(signal.SIGTERM)

@@ -1,5 +1,7 @@
 """deploy/roles.sql: the role that serves can't read, change or delete events."""
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -8,19 +10,26 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+import database
 from dev.service import EVENT, ROOT, Service, set_up
 from tests.support import Account
 
+pytestmark = pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 
-@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+
+def make_role(url: str) -> None:
+    script = ["psql", url, "-f", "deploy/roles.sql"]
+    environ = {**os.environ, "IGRIS_WEB_PASSWORD": "secret"}
+    subprocess.run(script, cwd=ROOT, env=environ, check=True, capture_output=True)
+
+
 def test_the_service_works_with_the_least_of_privileges(
     create_database: Callable[[], str], start_service: Callable[..., Service]
 ) -> None:
     owner_url = create_database()
     key = set_up(owner_url, "acme", 5)
     for _ in range(2):
-        script = ["psql", owner_url, "-v", "password=secret", "-f", "deploy/roles.sql"]
-        subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+        make_role(owner_url)
     web_url = make_conninfo(owner_url, user="igris_web", password="secret")
     account = Account(start_service(web_url), "acme", key)
 
@@ -49,7 +58,38 @@ def test_the_service_works_with_the_least_of_privileges(
         assert connection.execute("SELECT count(*) FROM audit_events").fetchone() == (5,)
 
 
-@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
-def test_without_a_password_no_role_is_made(database_url: str) -> None:
-    script = ["psql", database_url, "-f", "deploy/roles.sql"]
+def test_the_role_can_not_harm_the_owner_or_the_service(create_schema: Callable[[], str]) -> None:
+    owner_url = create_schema()
+    make_role(owner_url)
+    web_url = make_conninfo(owner_url, user="igris_web", password="secret")
+    with psycopg.connect(web_url, autocommit=True) as web:
+        for statement in (
+            "CREATE FUNCTION public.make_interval(days smallint) RETURNS interval LANGUAGE sql AS $$ SELECT NULL $$",
+            "CREATE TABLE mine ()",
+            "CREATE TEMPORARY TABLE mine ()",
+            "SELECT lo_create(0)",
+            "SELECT lo_from_bytea(0, 'x')",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                web.execute(statement.encode())
+        web.execute("ALTER ROLE igris_web SET synchronous_commit = off")
+        web.execute("ALTER ROLE igris_web SET search_path = pg_catalog")
+    make_role(owner_url)
+    with psycopg.connect(web_url) as web:
+        assert web.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        assert web.execute("SHOW search_path").fetchone() == ('"$user", public',)
+    set_up(owner_url, "acme", 1)  # the owner still may do everything
+    with psycopg.connect(owner_url) as owner:
+        owner.execute("CREATE TEMPORARY TABLE mine ()")
+
+
+def test_without_a_password_no_role_is_made(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    script = ["psql", url, "-f", "deploy/roles.sql"]
     assert subprocess.run(script, cwd=ROOT, check=False, capture_output=True).returncode != 0
+
+
+def test_the_role_gets_what_the_service_relies_on() -> None:
+    script = (ROOT / "deploy/roles.sql").read_text()
+    settings = {**database.SESSION_SETTINGS, **database.timeout_settings(database.SHORT_LOCK_TIMEOUT)}
+    assert re.findall(r"^ALTER ROLE igris_web SET (\w+) = '(.+)';$", script, re.MULTILINE) == list(settings.items())

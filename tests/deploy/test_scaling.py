@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 import storage
 from commands import prune
 from dev.service import EVENT, ROOT, Service, set_up
+from tests.deploy.test_roles import make_role
 from tests.support import Account, flask
 
 QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
@@ -51,7 +52,7 @@ def test_the_questions_of_the_documentation_have_answers(own_account: Account) -
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path) -> None:
-    psql(own_account, "-v", "password=secret", "-f", "deploy/roles.sql")
+    make_role(own_account.service.database_url)
     for _ in range(2):
         psql(own_account, "-f", "deploy/partitions.sql")
     with psycopg.connect(make_conninfo(own_account.service.database_url, user="igris_web", password="secret")) as web:
@@ -82,6 +83,59 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     assert flask("import", str(file), "--org", "acme", database_url=url).returncode == 0
     assert "deleted 32 events" in flask("prune", "--before", "0d", database_url=url).stdout
     assert own_account.rows() == []
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_partitions_are_all_or_nothing(own_account: Account) -> None:
+    def run_script(url: str) -> subprocess.CompletedProcess[str]:
+        command = ["psql", url, "-f", "deploy/partitions.sql"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    url = own_account.service.database_url
+    state = """
+        SELECT relkind::text, (SELECT count(*) FROM pg_constraint WHERE conrelid = c.oid)
+        FROM pg_class c WHERE oid = 'audit_events'::regclass
+    """
+    before = own_account.execute(state)
+    own_account.execute("CREATE TABLE audit_events_default ()")  # a name that is needed in the middle
+    done = run_script(url)
+    assert done.returncode != 0
+    assert "nothing was changed" in done.stderr
+    assert own_account.execute(state) == before
+    own_account.execute("DROP TABLE audit_events_default")
+    own_account.execute(
+        "ALTER TABLE audit_events ADD CONSTRAINT first_months CHECK (received_at < '2030-01-01') NOT VALID"
+    )
+
+    stranger = f"stranger_{own_account.execute('SELECT current_database()')[0][0]}"
+    own_account.execute(f"CREATE ROLE {stranger} LOGIN")
+    done = run_script(make_conninfo(url, user=stranger))
+    assert done.returncode != 0
+    assert "run this as the owner" in done.stderr
+    own_account.execute(f"DROP ROLE {stranger}")
+
+    assert run_script(url).returncode == 0
+    assert own_account.execute(state)[0][0] == "p"
+    checks = own_account.execute(
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = 'audit_events_first'::regclass"
+    )
+    assert checks == []
+    assert own_account.post(EVENT).status == 200
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_partitions_can_be_made_by_a_superuser_who_is_not_the_owner(create_database: Callable[[], str]) -> None:
+    url = create_database()
+    with psycopg.connect(url, autocommit=True) as superuser:
+        [(name,)] = superuser.execute("SELECT current_database()").fetchall()
+        superuser.execute(f"CREATE ROLE owner_{name} LOGIN".encode())
+        superuser.execute(f"GRANT ALL ON SCHEMA public TO owner_{name}".encode())
+        set_up(make_conninfo(url, user=f"owner_{name}"), "acme", 10)
+        subprocess.run(["psql", url, "-f", "deploy/partitions.sql"], cwd=ROOT, check=True, capture_output=True)
+        query = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'audit_events%'"
+        assert superuser.execute(query).fetchall() == [(f"owner_{name}",)]
+        superuser.execute(f"DROP OWNED BY owner_{name}".encode())
+        superuser.execute(f"DROP ROLE owner_{name}".encode())
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")

@@ -1,0 +1,240 @@
+"""What a client may cost: no body, no lock and no silent connection stops the service for others."""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dev import postgres
+from dev.bodies import MAX_VALUES, WORST
+from dev.service import EVENT, PATH, ROOT, Service, at_once, high_water_mark, set_up, wait_for
+from tests.support import Account, LockedUsageRow, assert_refused
+
+BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'igris-ingest' AND datname = current_database()"
+
+
+# Bodies
+
+
+def test_a_body_may_have_so_many_values(account: Account) -> None:
+    def body(values: int) -> bytes:
+        return b'{"type":"custom","toolName":"x","metadata":{"a":[%s]}}' % b",".join([b"0"] * (values - 4))
+
+    assert account.post(body(MAX_VALUES)).status == 200
+    refused = assert_refused(account.post(body(MAX_VALUES + 1)), 413, "Payload too large")
+    assert refused["details"][0]["message"] == "The body must have at most 500000 JSON values: split the batch"
+    assert account.count() == 1
+
+
+def test_the_limit_is_a_setting_and_counts_no_strings(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    account = new_account(service=start_service(MAX_BODY_VALUES=20, WEB_CONCURRENCY=1))
+    for text in ("[{,,,,", "\\", '\\"[[[[[[', "\\\\"):
+        event = {**EVENT, "metadata": {text * 20: text * 20}}
+        assert account.post([event, event]).status == 200
+    event = {**EVENT, "metadata": {"a": ["\\", [], {}, "", "\\\\"] * 3}}
+    assert_refused(account.post(event), 413, "Payload too large")
+    compressed = account.post(gzip.compress(json.dumps(event).encode()), Content_Encoding="gzip")
+    assert_refused(compressed, 413, "Payload too large")
+    assert account.count() == 8
+
+
+def test_ten_thousand_events_with_thirty_members_each_pass(new_account: Callable[..., Account]) -> None:
+    account = new_account(quota=None)
+    event = {**EVENT, "timestamp": "2026-03-19T10:00:00Z", "metadata": {f"member_{i}": i for i in range(30)}}
+    assert account.post([event] * 10_000).status == 200
+
+
+@pytest.mark.parametrize("name", ['objects in objects, `{"":{}}`', 'objects, `{"a":0}`', "different numbers"])
+def test_the_worst_bodies_keep_to_their_memory(
+    create_database: Callable[[], str], start_service: Callable[..., Service], name: str
+) -> None:
+    url = create_database()
+    account = Account(start_service(url, WEB_CONCURRENCY=1, THREADS=1), "acme", set_up(url, "acme", None))
+    assert account.post(WORST[name]().encode()).status == 200
+    [worker] = psutil.Process(account.service.process.pid).children()
+    assert high_water_mark(worker.pid) < 400 * 2**20
+    for (pid,) in account.execute(BACKENDS) if Path("/proc").exists() else []:
+        if psutil.pid_exists(pid):  # TEST_DATABASE_URL may be elsewhere
+            assert high_water_mark(pid) < 512 * 2**20
+
+
+def test_a_body_for_which_postgresql_has_too_little_memory_is_not_to_be_sent_again(
+    start_service: Callable[..., Service],
+) -> None:
+    with postgres.temporary(memory_limit=300 * 2**20) as server:
+        account = Account(start_service(server.url), "acme", set_up(server.url, "acme", None))
+        body = assert_refused(account.post(WORST['objects, `{"a":0}`']().encode()), 413, "Payload too large", account)
+        assert "split the batch" in body["details"][0]["message"]
+        assert account.post(EVENT).status == 200
+        account.service.stop()
+
+
+def test_events_past_the_limit_are_judged_only_until_a_thousand_problems_are_told(account: Account) -> None:
+    details = assert_refused(account.post([{}] * 20_000), 400, "Validation failed", account)["details"]
+    assert details[0]["message"] == "Array must contain at most 10000 element(s)"
+    assert details[-1] == {"field": "", "message": "and 19001 more"}  # of the first 10,000 events
+    answer = account.post([EVENT] * 10_000 + [{}] * 10_000)
+    details = assert_refused(answer, 400, "Validation failed", account)["details"]
+    assert details[1] == {"field": "10000.type", "message": "Required"}
+    assert len(details) == 1001
+
+
+def test_a_message_repeats_no_more_than_a_thousand_characters(account: Account) -> None:
+    answer = account.post({"type": "x" * 1_000_000, "toolName": "x"})
+    [detail] = assert_refused(answer, 400, "Validation failed", account)["details"]
+    assert detail["message"].endswith(f"received '{'x' * 1000}...'")
+
+
+def test_keys_that_would_become_one_are_refused(account: Account) -> None:
+    for keys in ((r"a\u0000", r"a\ufffd"), (r"a\u0000", r"a\ud800"), (r"a\udfffb", "a\ufffdb")):
+        first, second = keys
+        body = f'{{"type": "custom", "toolName": "x", "metadata": {{"b": [{{"{first}": 1, "{second}": 2}}]}}}}'
+        [detail] = assert_refused(account.post(body.encode()), 400, "Invalid JSON", account)["details"]
+        assert "Two keys of an object differ only in characters that can't be stored" in detail["message"]
+    metadata = rb'{"a\u0000": 1, "a\u0000": 2, "\ud83d\ude00": 3, "\\u0000": 4}'
+    assert account.post(b'{"type": "custom", "toolName": "x", "metadata": %s}' % metadata).status == 200
+    assert account.rows("metadata") == [({"a\ufffd": 2, "😀": 3, "\\u0000": 4},)]
+
+
+def test_too_many_places_to_mend_are_refused(account: Account) -> None:
+    def body(count: int) -> bytes:
+        return b'{"type": "custom", "toolName": "x", "metadata": {"a": "%s"}}' % (rb"\u0000x" * count)
+
+    assert account.post(body(100_000)).status == 200
+    assert_refused(account.post(body(100_001)), 400, "Invalid JSON")
+
+
+# Locks
+
+
+def test_an_organization_that_waits_for_a_lock_leaves_threads_to_others(
+    new_account: Callable[..., Account], start_service: Callable[..., Service]
+) -> None:
+    service = start_service()
+    stuck, other = new_account(service=service), new_account(service=service)
+    latencies: list[float] = []
+    over = threading.Event()
+    statuses = []
+
+    def send() -> None:
+        while not over.is_set():
+            statuses.append(stuck.post(EVENT).status)
+
+    with LockedUsageRow(stuck):
+        senders = [threading.Thread(target=send) for _ in range(10)]
+        for sender in senders:
+            sender.start()
+        for _ in range(200):
+            began = time.monotonic()
+            assert other.post(EVENT).status == 200
+            latencies.append(time.monotonic() - began)
+        over.set()
+    for sender in senders:
+        sender.join()
+    assert statistics.median(latencies) < 0.2
+    assert max(latencies) < 2
+    assert set(statuses) <= {200, 503}
+    assert {answer.status for answer in at_once(8, lambda _: stuck.post(EVENT))} == {200}
+    assert stuck.count() == stuck.used()
+
+
+# Connections
+
+
+def test_silent_connections_take_no_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=2)
+    silent = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(40)]
+    began = time.monotonic()
+    for _ in range(3):
+        assert service.get("/healthz").status == 200
+    assert time.monotonic() - began < 2
+    assert silent[0].recv(100) == b""  # closed after some seconds
+    for client in silent:
+        client.close()
+    assert "Traceback" not in service.output()
+
+
+def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=16, before="ulimit -n 200;")
+    [worker] = psutil.Process(service.process.pid).children()
+    clients = []
+    for _ in range(300):
+        clients.append(socket.create_connection(("127.0.0.1", service.port)))
+    for client in clients[:100]:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+    for client in clients:
+        client.close()
+    wait_for(service.is_alive)
+    assert psutil.Process(service.process.pid).children() == [worker]
+    assert "Traceback" not in service.output()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        (PATH, "", 401),
+        ("/nowhere", "", 404),
+        ("/healthz", "", 405),
+        (PATH, "Authorization: Bearer {key}\r\nContent-Type: text/plain\r\n", 415),
+    ],
+)
+def test_a_refused_request_with_a_badly_framed_body_gets_one_answer(
+    account: Account, path: str, headers: str, status: int
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers.format(key=account.key)}Transfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", account.service.port), timeout=10) as client:
+        client.sendall(f"{head}nonsense\r\nnonsense\r\n".encode())
+        received = b""
+        while data := client.recv(10_000):
+            received += data
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert received.count(b"HTTP/1.1") == 1
+
+
+# Logs
+
+
+def test_a_log_that_nobody_reads_loses_lines_and_not_the_service(
+    new_account: Callable[..., Account], database_url: str
+) -> None:
+    service = Service(database_url, ROOT / "unused", WEB_CONCURRENCY=1)
+    service.process = subprocess.Popen(
+        service.command,
+        cwd=ROOT,
+        env=service.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        wait_for(service.answers)
+        account = new_account(service=service)
+        for _ in range(600):
+            assert account.post([{}]).status == 400
+        assert service.process.stdout
+        os.set_blocking(service.process.stdout.fileno(), False)
+        read = b""
+        while data := service.process.stdout.read(2**16):
+            read += data
+        account.post(EVENT)
+        lines: list[bytes] = []
+        wait_for(lambda: lines.extend((service.process.stdout.read(2**16) or b"").splitlines()) or lines)  # type: ignore[union-attr,func-returns-value]
+        last = json.loads(lines[-1])
+        assert last["lostLines"] + sum(b'"status": 400' in line for line in read.splitlines()) == 600
+        assert last["lostLines"] > 100
+    finally:
+        service.process.send_signal(signal.SIGTERM)
+        service.process.communicate(timeout=60)
