@@ -1,6 +1,6 @@
 FROM python:3.13-slim AS install
 COPY requirements.txt .
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --requirement requirements.txt
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
 
 FROM python:3.13-slim
 RUN useradd --system --no-create-home igris

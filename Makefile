@@ -1,4 +1,4 @@
-.PHONY: help run test lint fuzz crash-test bench
+.PHONY: help run test lint lock fuzz crash-test bench
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -7,29 +7,45 @@ export PORT
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/installed ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own under ./var
+run: .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
 	@.venv/bin/python -m dev.run
 
-test: .venv/installed ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
+test: .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
 	.venv/bin/python -m pytest
 
-fuzz: .venv/installed ## Send what no client should, for MINUTES (5) a test
+lint: .venv/dev ## Check style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m mypy
+
+lock: .venv/dev ## Pin the newest versions of all packages, with their hashes
+	.venv/bin/python -m pip install --quiet --upgrade uv
+	for name in requirements requirements-run requirements-dev; do \
+		.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+			--no-header --no-annotate $$name.in --output-file $$name.txt || exit 1; \
+	done
+
+fuzz: .venv/dev ## Send what no client should, for MINUTES (5) a test
 	FUZZ_MINUTES=$(or $(MINUTES),5) .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/test_fuzz.py
 
-crash-test: .venv/installed ## Kill workers and PostgreSQL under load for SECONDS (120), and count what was lost
+crash-test: .venv/dev ## Kill workers and PostgreSQL under load for SECONDS (120), and count what was lost
 	CRASH_SECONDS=$(or $(SECONDS),120) .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/test_outages.py -k kills
 
-bench: .venv/installed ## Measure the service beside others: bench/results.md, bench/results.svg (10 minutes)
+bench: .venv/dev ## Measure the service beside others: bench/results.md, bench/results.svg (10 minutes)
 	.venv/bin/python -m pip install --quiet --requirement bench/requirements.txt
 	.venv/bin/python -m bench.run
 
-lint: .venv/installed ## Check style and types
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+.venv/run: requirements-run.txt .venv/python
+	@echo "Installing Python packages into .venv: about 130 MB and half a minute, only now."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-run.txt
+	@touch $@
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/dev: requirements-dev.txt .venv/run
+	@echo "Installing what tests and checks need into .venv: about 150 MB more, only now."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@touch $@
+
+.venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	@$(PYTHON) -m venv .venv || { echo "make: Python's venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@touch $@

@@ -20,7 +20,6 @@ from storage import AUTHENTICATE, key_hash
 
 ROOT = Path(__file__).parent.parent
 VAR = ROOT / "var"
-BIN = Path(sys.executable).parent
 PORT = os.environ.get("PORT") or "8000"
 START_TIMEOUT = 15
 
@@ -83,7 +82,7 @@ def serve(database_url: str, data: Path) -> None:
     with database.connect(database_url, with_timeouts=False) as connection:
         schema.create_or_upgrade(connection)
         key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
-    server = subprocess.Popen([BIN / "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
+    server = subprocess.Popen([sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:
         wait_until_ready(server)
         print(f"""

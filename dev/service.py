@@ -6,6 +6,7 @@ For tests and benchmarks.
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from commands.schema import create_or_upgrade
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-WEB = f"exec {BIN}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
+WEB = f"exec {shlex.quote(str(BIN))}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
 PATH = "/api/v1/ingest/raw"
 EVENT = {"type": "tool_call", "toolName": "generate_report"}
 
