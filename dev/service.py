@@ -91,6 +91,7 @@ class Service:
             "WEB_CONCURRENCY": "2",
             **{name: str(value) for name, value in settings.items()},
         }
+        self.process: Any = None
         self.http = urllib3.PoolManager(maxsize=64, retries=False, timeout=30)
 
     def start(self) -> "Service":
@@ -108,8 +109,9 @@ class Service:
 
     def stop(self) -> None:
         self.http.clear()  # gunicorn waits for connections that are kept alive
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(timeout=60)
 
     def is_alive(self) -> bool:
         if self.process.poll() is not None:

@@ -74,9 +74,11 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture(scope="session")
 def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(database_url, tmp_path_factory.mktemp("service") / "log").start()
-    yield service
-    service.stop()
+    service = Service(database_url, tmp_path_factory.mktemp("service") / "log")
+    try:
+        yield service.start()
+    finally:
+        service.stop()
     assert "Traceback" not in service.output()
 
 
@@ -86,12 +88,13 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
     running: list[Service] = []
 
     def start(url: str = database_url, **settings: Any) -> Service:
-        running.append(Service(url, tmp_path / f"log-{len(running)}", **settings).start())
-        return running[-1]
+        running.append(Service(url, tmp_path / f"log-{len(running)}", **settings))
+        return running[-1].start()
 
-    yield start
-    for service in running:
-        if service.process.poll() is None:
+    try:
+        yield start
+    finally:
+        for service in running:
             service.stop()
 
 
