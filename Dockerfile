@@ -3,15 +3,17 @@ COPY requirements.txt .
 RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
 
 FROM python:3.13-slim
-RUN useradd --system --no-create-home igris
+RUN useradd --system --no-create-home igris-ingest
 WORKDIR /opt/igris-ingest
 COPY --from=install /opt/venv /opt/venv
 COPY *.py schema.sql openapi.yaml Procfile ./
+COPY commands commands
+COPY migrations migrations
 COPY deploy deploy
-ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-USER igris
+ENV PATH=/opt/venv/bin:$PATH FLASK_APP=/opt/igris-ingest/app.py PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER igris-ingest
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 8000}/healthz', timeout=2)"]
 # other containers have to reach it; nothing else should: see compose.yaml
-CMD ["gunicorn", "--bind", "0.0.0.0:8000", "app:create_app()"]
+CMD ["sh", "-c", "exec gunicorn --bind 0.0.0.0:${PORT:-8000} 'app:create_app()'"]

@@ -153,17 +153,19 @@ class Service:
 class Nginx(Service):
     """An nginx with deploy/nginx.conf in front of a port: only addresses, folders and what is `replaced` are others."""
 
-    def __init__(self, upstream: int, folder: Path, replaced: dict[str, str]) -> None:
+    def __init__(self, upstream: int, folder: Path, replaced: dict[str, str], *, ssl: bool = False) -> None:
         super().__init__("", folder / "igris-access.log")
         text = (ROOT / "deploy/nginx.conf").read_text()
+        listen = "" if ssl else f"listen 127.0.0.1:{self.port};"
         addresses = {
-            "listen 80;": f"listen 127.0.0.1:{self.port};",
+            "    listen 80;\n    listen [::]:80;\n    #": f"    {listen}\n    #",
             "server 127.0.0.1:8000;": f"server 127.0.0.1:{upstream};",
             "/var/log/nginx": str(folder),
         }
         for old, new in {**addresses, **replaced}.items():
             assert old in text
             text = text.replace(old, new)
+        text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;") if ssl else text
         (folder / "igris.conf").write_text(text)
         self.file = folder / "nginx.conf"
         self.file.write_text(f"""

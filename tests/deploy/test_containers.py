@@ -1,16 +1,21 @@
 """Dockerfile and compose.yaml, as far as they can be tried without containers: what they name is there, and runs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
+from psycopg.conninfo import conninfo_to_dict
 
+import config
 from dev.service import BIN, EVENT, ROOT, Service, free_port
 from tests.support import Account
 
@@ -19,10 +24,9 @@ COMPOSE: Any = yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
 def command(instruction: str) -> list[str]:
-    """The last CMD, or the CMD of HEALTHCHECK, with the programs of this virtual environment."""
+    """The last CMD, or the CMD of HEALTHCHECK."""
     [arguments] = re.findall(rf"^{instruction}(\[.*\])$", DOCKERFILE, re.MULTILINE)
-    program, *rest = json.loads(arguments)
-    return [str(BIN / program), *rest]
+    return list(json.loads(arguments))
 
 
 @pytest.fixture
@@ -44,25 +48,56 @@ def test_what_is_copied_is_enough_to_serve(
     image: Path, create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     url = create_database()
-    environ = {"DATABASE_URL": url, "PATH": f"{BIN}:/usr/bin:/bin"}
+    environ = {"DATABASE_URL": url, "PATH": f"{BIN}:/usr/bin:/bin", "FLASK_APP": str(image / "app.py")}
+    folder = tmp_path_factory.mktemp("somewhere")
     schema = COMPOSE["services"]["schema"]["command"]
-    subprocess.run([BIN / schema[0], *schema[1:]], cwd=image, env=environ, check=True, capture_output=True)
-    create = re.findall(r"docker compose exec service flask (.+)$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)[
-        0
-    ]
-    made = subprocess.run([BIN / "flask", *create.split()], cwd=image, env=environ, check=True, capture_output=True)
+    subprocess.run([BIN / schema[0], *schema[1:]], cwd=folder, env=environ, check=True, capture_output=True)
+    [create] = re.findall(r"commands flask (keys create .+)$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
+    made = subprocess.run([BIN / "flask", *create.split()], cwd=folder, env=environ, check=True, capture_output=True)
 
     service = Service(url, tmp_path_factory.mktemp("log") / "log")
     service.folder = image
-    service.command = [each.replace("0.0.0.0:8000", f"127.0.0.1:{service.port}") for each in command("CMD ")]
+    service.environ["PATH"] = environ["PATH"]
+    service.command = command("CMD ")
     account = Account(service.start(), "acme", made.stdout.decode().strip())
+    check = [sys.executable, *command(r"HEALTHCHECK .* CMD ")[1:]]
     try:
         assert account.post(EVENT).status == 200
-        check = command(r"HEALTHCHECK .* CMD ")
         assert subprocess.run(check, env={"PORT": str(service.port)}, check=False).returncode == 0
     finally:
         service.stop()
     assert subprocess.run(check, env={"PORT": str(service.port)}, check=False, capture_output=True).returncode != 0
+
+
+def test_every_setting_reaches_the_container() -> None:
+    services = COMPOSE["services"]
+    environment = {**services["service"]["environment"], **services["commands"]["environment"]}
+    for setting in config.SETTINGS:
+        if setting.name not in ("DATABASE_URL", "PORT"):
+            assert environment[setting.name].startswith(f"${{{setting.name}:-")
+
+
+def test_the_service_has_the_role_that_can_do_least() -> None:
+    services = COMPOSE["services"]
+    assert "postgresql://igris_web@" in services["service"]["environment"]["DATABASE_URL"]
+    assert "IGRIS_WEB_PASSWORD" in services["service"]["environment"]["PGPASSWORD"]
+    assert services["roles"]["volumes"] == ["./deploy/roles.sql:/roles.sql:ro"]
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_a_password_may_have_any_character(create_schema: Callable[[], str]) -> None:
+    url, password = create_schema(), "p/@#%: 'x\\"
+    given = conninfo_to_dict(url)
+    server = {"PGHOST": given.get("host"), "PGPORT": given.get("port"), "PGUSER": given.get("user")}
+    environ = {**os.environ, **{name: str(value) for name, value in server.items() if value}}
+    environ |= {"PGDATABASE": str(given["dbname"]), "PGPASSWORD": str(given.get("password") or "")}
+    roles = COMPOSE["services"]["roles"]["command"]
+    roles[-1] = f"--file={ROOT}/deploy/roles.sql"
+    subprocess.run(roles, env={**environ, "IGRIS_WEB_PASSWORD": password}, check=True, capture_output=True)
+    with psycopg.connect(url) as connection:
+        [(stored,)] = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'igris_web'").fetchall()
+        encrypted = connection.pgconn.encrypt_password(password.encode(), b"igris_web", b"scram-sha-256")
+    assert stored.split("$")[0] == encrypted.decode().split("$")[0] == "SCRAM-SHA-256"
 
 
 def test_services_start_in_order() -> None:
@@ -73,9 +108,11 @@ def test_services_start_in_order() -> None:
                 assert "test" in services[name].get("healthcheck", {}) or services[name].get("build") == "."
             else:
                 assert needed["condition"] == "service_completed_successfully"
-                assert services[name]["command"] == ["flask", "--app", "app", "init-db"]
+                assert name in ("schema", "roles")
+    assert "--host=127.0.0.1" in services["postgres"]["healthcheck"]["test"]
     assert "HEALTHCHECK" in DOCKERFILE
     assert [service for service in services.values() if "ports" in service] == [services["nginx"]]
+    assert {service["image"] for service in services.values() if "build" in service} == {"igris-ingest"}
 
 
 @pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
@@ -90,7 +127,9 @@ def test_nginx_gets_its_file_as_it_needs_it(tmp_path: Path) -> None:
     assert "server service:8000;" in made
     assert "/var/log" not in made
     (tmp_path / "default.conf").write_text(
-        made.replace("service:8000", "127.0.0.1:8000").replace("listen 80", f"listen {free_port()}")
+        made.replace("service:8000", "127.0.0.1:8000")
+        .replace("listen 80", f"listen {free_port()}")
+        .replace("listen [::]:80;", "")
     )
     (tmp_path / "nginx.conf").write_text(
         f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ include {tmp_path}/default.conf; }}"

@@ -6,16 +6,18 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import config
-from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, wait_for
+from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, free_port, wait_for
 from tests.support import Account, assert_refused
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
@@ -27,13 +29,15 @@ MAX_BODY_BYTES = int(next(setting.default or "" for setting in config.SETTINGS i
 def start_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
     running: list[Nginx] = []
 
-    def start(upstream: int, **replaced: str) -> Nginx:
-        running.append(Nginx(upstream, tmp_path, replaced).start())
-        return running[-1]
+    def start(upstream: int, *, ssl: bool = False, **replaced: str) -> Nginx:
+        running.append(Nginx(upstream, tmp_path, replaced, ssl=ssl))
+        return running[-1].start()
 
-    yield start
-    for nginx in running:
-        nginx.stop()
+    try:
+        yield start
+    finally:
+        for nginx in running:
+            nginx.stop()
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def test_its_limits_agree_with_the_services() -> None:
     [keepalive] = re.findall(r"^keepalive = (\d+)", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
     assert int(upstream_keepalive) < int(keepalive)
     assert "proxy_read_timeout 30s;" in nginx
-    assert "| nginx | gunicorn's answer (`proxy_read_timeout`) | 30 |" in (ROOT / "README.md").read_text()
+    assert "| nginx | gunicorn's answer (`proxy_read_timeout`) | 30 |" in (ROOT / "docs/limits.md").read_text()
 
 
 def test_nginx_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_slow_senders_do_not_hold_up_others(account: Account) -> None:
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json"
     body = json.dumps(EVENT).encode()
     slow = []
-    for _ in range(200):
+    for _ in range(150):
         slow.append(socket.create_connection(("127.0.0.1", account.service.port), timeout=20))
         slow[-1].sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
     latencies = []
@@ -148,10 +152,60 @@ def test_slow_senders_do_not_hold_up_others(account: Account) -> None:
     assert max(latencies) < 5  # a worker's thread that waited for a slow one would take 10 s
     for each in slow:
         each.sendall(body[-1:])
-    assert [each.recv(10_000)[9:12] for each in slow] == [b"200"] * 200
+    assert [each.recv(10_000)[9:12] for each in slow] == [b"200"] * 150
     for each in slow:
         each.close()
-    assert account.count() == account.used() == 400
+    assert account.count() == account.used() == 350
+
+
+def test_one_address_can_not_hold_all_connections(account: Account) -> None:
+    address = ("127.0.0.1", account.service.port)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode()
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(400)]
+        for client in slow:
+            client.sendall(head)
+        answers = [client.recv(1000) for client in slow[300:]]
+        assert all(answer.startswith(b"HTTP/1.1 429 ") for answer in answers)
+        assert b"Retry-After: 1" in answers[0]
+        with socket.create_connection(address, source_address=("127.0.0.3", 0)) as other:
+            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert other.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_with_tls_plain_http_is_refused_as_json(
+    account: Account, service: Service, start_nginx: Callable[..., Nginx], tmp_path: Path
+) -> None:
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout key.pem -out certificate.pem"
+    )
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    conf = (ROOT / "deploy/nginx.conf").read_text()
+    tls = conf[conf.index("    # listen 443 ssl;") : conf.index("    server_name _;\n    server_tokens")]
+    uncommented = tls.replace("    # ", "    ").replace("listen [::]:443 ssl;", "")
+    plain, refusing = free_port(), conf[conf.index("# server {") :]
+    nginx = start_nginx(
+        service.port,
+        **{
+            tls: re.sub(r"/etc/ssl/(private/)?igris.example.com.(pem|key)", f"{tmp_path}/\\2", uncommented)
+            .replace(f"{tmp_path}/pem", f"{tmp_path}/certificate.pem")
+            .replace(f"{tmp_path}/key;", f"{tmp_path}/key.pem;"),
+            refusing: re.sub("^# ?", "", refusing, flags=re.MULTILINE)
+            .replace("listen 80;", f"listen 127.0.0.1:{plain};")
+            .replace("listen [::]:80;", ""),
+        },
+        ssl=True,
+    )
+    context = ssl.create_default_context(cafile=tmp_path / "certificate.pem")
+    context.check_hostname = False
+    with socket.create_connection(("127.0.0.1", nginx.port)) as raw, context.wrap_socket(raw) as client:
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert_refused(nginx.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"), 400, "Bad request")
+    nginx.port = plain
+    refused = nginx.send(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (refused.status, refused.json["error"]) == (403, "Forbidden")
 
 
 def test_too_many_requests_are_refused_by_nginx(account: Account) -> None:

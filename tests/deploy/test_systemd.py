@@ -57,6 +57,18 @@ def test_the_units_name_what_is_there() -> None:
     assert f"web: {web[0]}" in (ROOT / "Procfile").read_text()
 
 
+def test_the_units_user_is_no_role_of_postgresql() -> None:
+    """A system user with a role's name could reach PostgreSQL's socket as that role, without a password."""
+    [owner] = re.findall(r"^DATABASE_URL='postgresql://(\w+):", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    operations = (ROOT / "docs/operations.md").read_text()
+    for name in UNITS:
+        text = (ROOT / "deploy" / name).read_text()
+        for user in re.findall(r"^User=(.+)$", text, re.MULTILINE):
+            assert user not in (owner, "igris_web")
+            assert re.search(rf"^useradd --system .* {user}$", operations, re.MULTILINE)
+    assert "InaccessiblePaths=-/run/postgresql\n" in (ROOT / "deploy/igris-ingest.service").read_text()
+
+
 def test_gunicorn_says_when_it_is_ready(start_service: Callable[..., Service], tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -66,7 +78,7 @@ def test_gunicorn_says_when_it_is_ready(start_service: Callable[..., Service], t
 
 
 def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], database_url: str, tmp_path: Path) -> None:
-    for file in [*ROOT.glob("*.py"), ROOT / "openapi.yaml", ROOT / "schema.sql"]:
+    for file in [*ROOT.glob("*.py"), ROOT / "openapi.yaml"]:
         shutil.copy(file, tmp_path)
     service = Service(database_url, tmp_path / "log")
     service.folder = tmp_path
@@ -74,7 +86,7 @@ def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], databas
     body = b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
     try:
         assert account.post(body).json["details"][0]["message"].startswith("A number is too large")
-        for name in ("storage.py", "config.py"):
+        for name in ("database.py", "config.py"):
             changed = (tmp_path / name).read_text().replace("A number is too large", "That is no number")
             (tmp_path / name).write_text(changed.replace("10 * 2**20", "100"))
         service.process.send_signal(signal.SIGHUP)

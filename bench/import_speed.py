@@ -1,6 +1,6 @@
-"""How fast `import` is, and where its time goes. Writes bench/backfill.md.
+"""How fast `import` is, and where its time goes. Writes bench.import_speed.md.
 
-    .venv/bin/python -m bench.backfill
+    .venv/bin/python -m bench.import_speed
 
 ROWS (400,000) of the documented example's size are imported from a file of each kind, ROUNDS (3) times each.
 """
@@ -75,7 +75,7 @@ def reading(file: Path) -> float:
 
 def main() -> None:
     lines = [
-        "# Backfill",
+        "# Import",
         "",
         f"`import` of {ROWS:,} rows of the documented example's size, on the machine of results.md; "
         f"the median of {ROUNDS} rounds.",
@@ -95,7 +95,7 @@ def main() -> None:
             speed, read = (statistics.median(values) for values in zip(*rounds, strict=True))
             lines.append(f"| {name} | {speed:,.0f} | {1e6 / speed:.1f} | {read:.1f} |")
     print("\n".join(lines))
-    Path(__file__).with_name("backfill.md").write_text("\n".join([*lines, ""]))
+    Path(__file__).with_name("import.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
