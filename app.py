@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def recheck_key(response: Response) -> Response:
     try:
         current_storage().authenticate(g.key)
     except (storage.Unauthorized, database.Unavailable) as error:
-        return ERROR_RESPONSES[type(error)](error)
+        return error_response(error)
     return response
 
 
@@ -73,7 +73,7 @@ def ingest_raw() -> Response:
 
 
 def load() -> tuple[schemas.Batch, bytes]:
-    """Return the events of the body, and the body. Raises what ERROR_RESPONSES names."""
+    """Return the events of the body, and the body. Raises what ERRORS names."""
     ndjson = body.is_ndjson(request)
     data = body.read(request, current_app.config["MAX_BODY_BYTES"])
     limits = current_app.config["MAX_BATCH_EVENTS"], current_app.config["MAX_BODY_VALUES"]
@@ -83,12 +83,10 @@ def load() -> tuple[schemas.Batch, bytes]:
 
 
 def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
-    """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERROR_RESPONSES names."""
+    """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERRORS names."""
     key = read_idempotency_key()
     fingerprint = hashlib.sha256(data).digest() if key else None
     text, valid, size = schemas.storable_text(batch.text), batch.valid, len(batch.events)
-    if not valid:
-        current_storage().authenticate(g.key)  # the storing statement would check it, but does not run
     return current_storage().store(g.api_key, storage.EventBatch(text, valid, size, key, fingerprint))
 
 
@@ -132,6 +130,9 @@ def read_idempotency_key() -> str | None:
 class InvalidIdempotencyKey(Exception):
     """The header is there, but it is not a key."""
 
+    def __str__(self) -> str:
+        return "Must be 1 to 255 printable ASCII characters, quoted or bare"
+
 
 def current_storage() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
@@ -164,135 +165,66 @@ def json_response(content: dict[str, Any], status: int = 200, headers: Iterable[
     return Response(json.dumps(content) + "\n", status, headers)
 
 
-def error_response(
-    status: int,
-    error: str,
-    details: schemas.Details | str = "",
-    meta: dict[str, Any] | None = None,
-    headers: Iterable[tuple[str, str]] = (),
-) -> Response:
-    """Make the response of an error. A `details` string is about the request as a whole."""
-    content: dict[str, Any] = {"error": error}
+# The status and the error of each exception; its own text becomes the detail. A new status is a row here.
+ERRORS: dict[type[Exception], tuple[int, str]] = {
+    NotFound: (404, "Not found"),
+    MethodNotAllowed: (405, "Method not allowed"),
+    storage.Unauthorized: (401, "Unauthorized"),
+    body.UnsupportedMediaType: (415, "Unsupported media type"),
+    body.TooManyBytes: (413, "Payload too large"),
+    schemas.TooManyValues: (413, "Payload too large"),
+    storage.BodyTooLarge: (413, "Payload too large"),
+    schemas.InvalidJSON: (400, "Invalid JSON"),
+    database.DataRejected: (400, "Invalid JSON"),
+    schemas.InvalidEvents: (400, "Validation failed"),
+    InvalidIdempotencyKey: (400, "Validation failed"),
+    storage.KeyReused: (422, "Idempotency-Key reused"),
+    storage.QuotaExceeded: (429, "Quota exceeded"),
+    database.Unavailable: (503, "Service unavailable"),
+    Exception: (500, "Internal server error"),
+}
+
+
+def error_response(error: Exception) -> Response:
+    """Make the response of an exception, the one shape that all errors have."""
+    if isinstance(error, HTTPException) and type(error) not in ERRORS:
+        status, name = error.code or 500, error.name
+    else:
+        status, name = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    content: dict[str, Any] = {"error": name}
+    headers: list[tuple[str, str]] = []
+    details: schemas.Details | str = "" if status in (404, 405, 500, 503) else str(error)
+    match error:
+        case MethodNotAllowed():
+            headers.append(("Allow", ", ".join(sorted(error.valid_methods or ()))))
+        case storage.Unauthorized():
+            invalid = ', error="invalid_token"' if g.key_sent else ""
+            headers.append(("WWW-Authenticate", f'Bearer realm="igris"{invalid}'))
+        case body.UnsupportedMediaType():
+            headers.append((error.accept_header, error.accepted))
+        case schemas.InvalidEvents():
+            details, g.access_line.rejected = error.args
+        case InvalidIdempotencyKey():
+            details = [{"field": "Idempotency-Key", "message": str(error)}]
+        case storage.QuotaExceeded():
+            # not in Retry-After, which clients obey: they would sleep for days
+            resets_at = first_of_next_month(datetime.now(UTC))
+            content["meta"] = {"remainingQuota": error.remaining, "quotaResetsAt": resets_at}
+        case database.Unavailable():
+            log.warning("%s", error.for_operator)
+            # spread, so that the clients that were refused don't come back in the same second
+            headers.append(("Retry-After", str(random.randint(1, 5))))  # noqa: S311
+        case _ if status == 500:
+            log.error("this is a defect", exc_info=error)
     if details:
         content["details"] = [{"field": "", "message": details}] if isinstance(details, str) else details
-    if meta:
-        content["meta"] = meta
-    g.access_line.error = error
+    g.access_line.error = name
     return json_response(content, status, headers)
-
-
-def not_found(_: NotFound) -> Response:
-    return error_response(404, "Not found")
-
-
-def method_not_allowed(error: MethodNotAllowed) -> Response:
-    return error_response(405, "Method not allowed", headers=[("Allow", ", ".join(sorted(error.valid_methods or ())))])
-
-
-def unauthorized(_: storage.Unauthorized) -> Response:
-    challenge = 'Bearer realm="igris"'
-    if g.key_sent:
-        challenge += ', error="invalid_token"'
-    return error_response(
-        401,
-        "Unauthorized",
-        "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired",
-        headers=[("WWW-Authenticate", challenge)],
-    )
-
-
-def unsupported_media_type(error: body.UnsupportedMediaType) -> Response:
-    header, accept_header, accepted = error.args
-    return error_response(
-        415, "Unsupported media type", f"{header} must be one of {accepted}", headers=[(accept_header, accepted)]
-    )
-
-
-def too_many_bytes(error: body.TooManyBytes) -> Response:
-    return payload_too_large(f"The body must be at most {error} bytes: split the batch")
-
-
-def too_many_values(error: schemas.TooManyValues) -> Response:
-    return payload_too_large(f"The body must have at most {error} JSON values: split the batch")
-
-
-def body_too_large(_: storage.BodyTooLarge) -> Response:
-    return payload_too_large("PostgreSQL has too little memory for this body: split the batch")
-
-
-def payload_too_large(message: str) -> Response:
-    return error_response(413, "Payload too large", message)
-
-
-def invalid_json(error: schemas.InvalidJSON | database.DataRejected) -> Response:
-    return error_response(400, "Invalid JSON", str(error))
-
-
-def invalid_events(error: schemas.InvalidEvents) -> Response:
-    details, g.access_line.rejected = error.args
-    return error_response(400, "Validation failed", details)
-
-
-def invalid_idempotency_key(_: InvalidIdempotencyKey) -> Response:
-    message = "Must be 1 to 255 printable ASCII characters, quoted or bare"
-    return error_response(400, "Validation failed", [{"field": "Idempotency-Key", "message": message}])
-
-
-def key_reused(_: storage.KeyReused) -> Response:
-    message = "The key was used with another body: send this one under a key of its own"
-    return error_response(422, "Idempotency-Key reused", message)
-
-
-def quota_exceeded(error: storage.QuotaExceeded) -> Response:
-    """Say when the quota begins anew. It is not in Retry-After: clients obey that, and sleep for days."""
-    return error_response(
-        429,
-        "Quota exceeded",
-        f"The month's quota has room for {error.remaining} more event(s)",
-        meta={"remainingQuota": error.remaining, "quotaResetsAt": first_of_next_month(datetime.now(UTC))},
-    )
 
 
 def first_of_next_month(now: datetime) -> str:
     following = (now.replace(day=1) + timedelta(days=32)).replace(day=1)
     return f"{following:%Y-%m-%d}T00:00:00Z"
-
-
-def unavailable(error: database.Unavailable) -> Response:
-    log.warning("%s", error.for_operator)
-    # spread, so that the clients that were refused don't come back in the same second
-    retry_after = random.randint(1, 5)  # noqa: S311
-    return error_response(503, "Service unavailable", headers=[("Retry-After", str(retry_after))])
-
-
-def other_http_error(error: HTTPException) -> Response:
-    return error_response(error.code or 500, error.name)
-
-
-def internal_error(error: Exception) -> Response:
-    log.error("this is a defect", exc_info=error)
-    return error_response(500, "Internal server error")
-
-
-# Each exception and its response. A new status is a function above and a row here.
-ERROR_RESPONSES: dict[type[Exception], Callable[[Any], Response]] = {
-    NotFound: not_found,
-    MethodNotAllowed: method_not_allowed,
-    storage.Unauthorized: unauthorized,
-    body.UnsupportedMediaType: unsupported_media_type,
-    body.TooManyBytes: too_many_bytes,
-    schemas.TooManyValues: too_many_values,
-    storage.BodyTooLarge: body_too_large,
-    schemas.InvalidJSON: invalid_json,
-    database.DataRejected: invalid_json,
-    schemas.InvalidEvents: invalid_events,
-    InvalidIdempotencyKey: invalid_idempotency_key,
-    storage.KeyReused: key_reused,
-    storage.QuotaExceeded: quota_exceeded,
-    database.Unavailable: unavailable,
-    HTTPException: other_http_error,
-    Exception: internal_error,
-}
 
 
 def create_app() -> Flask:
@@ -308,8 +240,7 @@ def create_app() -> Flask:
         prepare=settings["PREPARED_STATEMENTS"],
     )
     logs.init_app(app, settings["LOG_LEVEL"])
-    for exception, response in ERROR_RESPONSES.items():
-        app.register_error_handler(exception, response)
+    app.register_error_handler(Exception, error_response)
     app.register_blueprint(ingest)
     for path, view in {"/healthz": healthz, "/readyz": readyz, "/openapi.yaml": openapi}.items():
         app.add_url_rule(path, view_func=view)

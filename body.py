@@ -12,14 +12,18 @@ NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
 
 
 class UnsupportedMediaType(Exception):
-    """A header has a value that is not understood.
+    """A header has a value that is not understood."""
 
-    The arguments are its name, the response header that names what is understood, and that.
-    """
+    def __init__(self, header: str, accept_header: str, accepted: str) -> None:
+        super().__init__(f"{header} must be one of {accepted}")
+        self.accept_header, self.accepted = accept_header, accepted
 
 
 class TooManyBytes(Exception):
     """The body is larger than a body may be. The argument is the limit in bytes."""
+
+    def __str__(self) -> str:
+        return f"The body must be at most {self.args[0]} bytes: split the batch"
 
 
 def is_ndjson(request: Request) -> bool:

@@ -227,7 +227,8 @@ _NO_SCHEMA = "the schema is missing or of another version: run init-db"
 _MEANINGS = {
     "26000": "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off",
     "42P05": "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off",
-    "42P01": _NO_SCHEMA,  # undefined table, column, schema
+    "42P01": _NO_SCHEMA,  # undefined table, function, column, schema
+    "42883": _NO_SCHEMA,
     "42703": _NO_SCHEMA,
     "3F000": _NO_SCHEMA,
     "42501": "the database role lacks a privilege",
@@ -255,7 +256,8 @@ def raise_translated(error: psycopg.Error) -> NoReturn:
     sqlstate = error.sqlstate or ""
     words = error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
     # an operator's trigger can fail in the same ways; then PostgreSQL names its function
-    if sqlstate in _BODY_ERRORS and "function" not in (error.diag.context or ""):
+    functions = re.findall(r"function (?!store_events_)[\w.\"]+", error.diag.context or "")
+    if sqlstate in _BODY_ERRORS and not functions:
         raise DataRejected(_BODY_ERRORS[sqlstate] or words) from None
     if sqlstate == "55P03":
         raise LockTimeout("PostgreSQL took too long", words) from None
@@ -263,7 +265,7 @@ def raise_translated(error: psycopg.Error) -> NoReturn:
         raise OutOfMemory("PostgreSQL has too little memory", words) from None
     if sqlstate in _MEANINGS:
         raise Unavailable(_MEANINGS[sqlstate], words) from None
-    if sqlstate.startswith("42") and "function" not in (error.diag.context or ""):
+    if sqlstate.startswith("42") and not functions:
         raise RuntimeError(f"{sqlstate}: {words}") from None  # a statement of ours is wrong
     if not sqlstate and isinstance(error, psycopg.ProgrammingError):
         raise Unavailable("DATABASE_URL has a wrong parameter") from None

@@ -3,6 +3,9 @@
 -- Every unique key of a table that holds events or usage begins with org_id, and no column is an identity column,
 -- so that these tables can be distributed by org_id over several machines.
 
+-- The function below looks for names here, and nowhere else first.
+SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
+
 CREATE TABLE schema_version (
     version integer NOT NULL
 );
@@ -68,3 +71,140 @@ CREATE TABLE idempotency_keys (
     stored_at       timestamptz NOT NULL DEFAULT now(),  -- received_at of its events
     PRIMARY KEY (org_id, key)
 );
+
+-- Stores the events of a batch in one transaction: makes the rows from the body itself, so that numbers keep every digit,
+-- counts them, and keeps the answer under the idempotency key, if there is one.
+--
+-- p_body is an array of events, or an object whose `events` is one; p_indexes chooses some of them (NULL: all), p_count
+-- is how many these are. A command has no API key (NULL). p_idempotency_days NULL keeps the idempotency key for ever.
+--
+-- outcome is `stored`, `replayed` (an earlier batch had the same idempotency key and body), `key_reused` (it had another
+-- body), `quota_exceeded` or `unauthorized`. Unless it is `stored`, nothing was. What another transaction commits
+-- meanwhile fails this one, by the CHECK of monthly_usage or the primary key of idempotency_keys: call it again then. The
+-- usage row is touched as late as possible, since others wait for its lock until the commit.
+--
+-- It runs with the rights of its owner, so that the role of the service needs no others. A change of it is a function
+-- with another number, so that the program of the version before goes on during an upgrade.
+CREATE FUNCTION store_events_3(
+    p_org_id text,
+    p_api_key_id bigint,
+    p_source text,
+    p_body jsonb,
+    p_indexes integer[],
+    p_count integer,
+    p_idempotency_key text,
+    p_fingerprint bytea,
+    p_idempotency_days integer,
+    OUT outcome text,
+    OUT ingested integer,
+    OUT remaining bigint
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    v_month date := date_trunc('month', now() AT TIME ZONE 'UTC')::date;
+    v_quota bigint;
+    v_used bigint := 0;
+    v_fingerprint bytea;
+    v_events jsonb;
+BEGIN
+    SELECT o.monthly_quota INTO v_quota
+    FROM organizations o
+    WHERE o.id = p_org_id
+      AND (p_api_key_id IS NULL OR EXISTS (
+          SELECT
+          FROM api_keys k
+          WHERE k.id = p_api_key_id
+            AND k.org_id = p_org_id
+            AND k.revoked_at IS NULL
+            AND (k.expires_at IS NULL OR k.expires_at > now())
+      ));
+    IF NOT FOUND THEN
+        outcome := 'unauthorized';
+        RETURN;
+    END IF;
+
+    IF p_idempotency_key IS NOT NULL THEN
+        DELETE FROM idempotency_keys k
+        WHERE k.org_id = p_org_id AND k.key = p_idempotency_key AND k.expires_at <= now();
+        SELECT k.fingerprint, k.ingested, k.remaining_quota INTO v_fingerprint, ingested, remaining
+        FROM idempotency_keys k
+        WHERE k.org_id = p_org_id AND k.key = p_idempotency_key;
+        IF FOUND THEN
+            outcome := CASE WHEN v_fingerprint = p_fingerprint THEN 'replayed' ELSE 'key_reused' END;
+            RETURN;
+        END IF;
+    END IF;
+
+    IF v_quota IS NOT NULL THEN
+        SELECT
+            coalesce(sum(u.used) FILTER (WHERE u.slot = 0), 0),
+            v_quota - coalesce(sum(u.used) FILTER (WHERE u.slot <> 0), 0)
+        INTO v_used, v_quota
+        FROM monthly_usage u
+        WHERE u.org_id = p_org_id AND u.month = v_month;
+        IF v_used + p_count > v_quota THEN
+            outcome := 'quota_exceeded';
+            remaining := greatest(v_quota - v_used, 0);
+            RETURN;
+        END IF;
+    END IF;
+
+    outcome := 'stored';
+    ingested := p_count;
+    remaining := v_quota - v_used;
+    IF p_count = 0 THEN
+        RETURN;
+    END IF;
+
+    v_events := coalesce(p_body -> 'events', p_body);
+    IF p_indexes IS NOT NULL THEN
+        SELECT jsonb_agg(e.event ORDER BY e.number) INTO v_events
+        FROM jsonb_array_elements(v_events) WITH ORDINALITY AS e (event, number)
+        JOIN unnest(p_indexes) AS i ON e.number = i + 1;
+    END IF;
+    INSERT INTO audit_events
+        (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
+    SELECT
+        p_org_id,
+        p_api_key_id,
+        p_source,
+        e.type,
+        e."toolName",
+        coalesce(e.action, 'log'),
+        -- a fraction of a hundred digits is too long for PostgreSQL's parser, and says no more than 20 do
+        coalesce(
+            CASE WHEN length(e."timestamp") > 60
+            THEN regexp_replace(e."timestamp", '([.][0-9]{20})[0-9]+', '\1')
+            ELSE e."timestamp" END::timestamptz,
+            now()
+        ),
+        coalesce(e.metadata, '{}'),
+        now()
+    FROM jsonb_to_recordset(v_events)
+        AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb);
+
+    INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
+    VALUES (
+        p_org_id,
+        v_month,
+        CASE WHEN v_quota IS NULL THEN 1 + pg_backend_pid() % 1024 ELSE 0 END,
+        p_count,
+        v_quota
+    )
+    ON CONFLICT (org_id, month, slot) DO UPDATE
+        SET used = u.used + excluded.used, quota = excluded.quota
+    RETURNING u.quota - u.used INTO remaining;
+
+    IF p_idempotency_key IS NOT NULL THEN
+        INSERT INTO idempotency_keys (org_id, key, fingerprint, ingested, remaining_quota, expires_at)
+        VALUES (
+            p_org_id,
+            p_idempotency_key,
+            p_fingerprint,
+            p_count,
+            remaining,
+            now() + p_idempotency_days * interval '1 day'
+        );
+    END IF;
+END
+$$;

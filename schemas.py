@@ -38,6 +38,9 @@ class InvalidJSON(Exception):
 class TooManyValues(Exception):
     """The body has more JSON values than a body may have. The argument is the limit."""
 
+    def __str__(self) -> str:
+        return f"The body must have at most {self.args[0]} JSON values: split the batch"
+
 
 class InvalidEvents(Exception):
     """The body is JSON, but its events break the rules. The arguments are the Details and the number of events."""

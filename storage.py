@@ -8,23 +8,28 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 
 from database import LOCK_TIMEOUT, Connection, LockTimeout, OutOfMemory, Pool, Unavailable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Unauthorized(Exception):
     """The API key is unknown, expired or revoked."""
 
+    def __str__(self) -> str:
+        return "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired"
+
 
 class QuotaExceeded(Exception):
     """The events don't fit in what is left of the month's quota. The argument is how many would."""
+
+    def __str__(self) -> str:
+        return f"The month's quota has room for {self.remaining} more event(s)"
 
     @property
     def remaining(self) -> int:
@@ -34,9 +39,15 @@ class QuotaExceeded(Exception):
 class KeyReused(Exception):
     """The idempotency key was used with another body."""
 
+    def __str__(self) -> str:
+        return "The key was used with another body: send this one under a key of its own"
+
 
 class BodyTooLarge(Exception):
     """PostgreSQL has too little memory for a body of this size."""
+
+    def __str__(self) -> str:
+        return "PostgreSQL has too little memory for this body: split the batch"
 
 
 class NotFound(Exception):
@@ -104,114 +115,27 @@ AUTHENTICATE = """
 
 # Whether requests can be stored: the version of the schema, and what else can prevent it.
 READY = """
-    SELECT version, current_setting('transaction_read_only') = 'on', has_table_privilege('audit_events', 'INSERT')
+    SELECT
+        version,
+        current_setting('transaction_read_only') = 'on',
+        (SELECT has_function_privilege(oid, 'EXECUTE') FROM pg_proc WHERE oid = to_regproc('store_events_3'))
     FROM schema_version
 """
 
-# Makes the rows of the events from the body itself, so that numbers keep every digit, counts them, and keeps the answer
-# under the idempotency key, if there is one. It is one statement, and so one transaction.
-#
-# It returns no row if the API key is no longer valid (a command stores without one). It returns NULL in `used`, and
-# stores nothing, if the quota or the idempotency key prevents storing. Both are read from the snapshot; what
-# another request commits meanwhile makes the statement fail, by the CHECK of monthly_usage or the primary key of
-# idempotency_keys. The usage row is touched as late as possible: other requests wait for its lock until the commit.
+# schema.sql has the function: one call is one transaction, and on Citus one command to one node.
 STORE = """
-    WITH account AS MATERIALIZED (
-        SELECT
-            o.monthly_quota,
-            date_trunc('month', now() AT TIME ZONE 'UTC')::date AS month,
-            CASE WHEN o.monthly_quota IS NULL THEN 1 + pg_backend_pid() %% 1024 ELSE 0 END AS slot,
-            o.monthly_quota - coalesce(u.elsewhere, 0) AS quota,
-            coalesce(u.used, 0) AS used
-        FROM organizations o
-        LEFT JOIN (
-            SELECT
-                sum(used) FILTER (WHERE slot = 0)::bigint AS used,
-                sum(used) FILTER (WHERE slot <> 0)::bigint AS elsewhere
-            FROM monthly_usage
-            WHERE org_id = %(org_id)s
-              AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
-        ) u ON o.monthly_quota IS NOT NULL
-        WHERE o.id = %(org_id)s
-          AND (%(api_key_id)s::bigint IS NULL OR EXISTS (
-              SELECT
-              FROM api_keys
-              WHERE id = %(api_key_id)s
-                AND org_id = %(org_id)s
-                AND revoked_at IS NULL
-                AND (expires_at IS NULL OR expires_at > now())
-          ))
-    ), stored AS (
-        INSERT INTO audit_events
-            (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
-        SELECT
-            %(org_id)s,
-            %(api_key_id)s,
-            %(source)s,
-            e.type,
-            e."toolName",
-            coalesce(e.action, 'log'),
-            -- a fraction of a hundred digits is too long for PostgreSQL's parser, and says no more than 20 do
-            coalesce(
-                CASE WHEN length(e."timestamp") > 60
-                THEN regexp_replace(e."timestamp", '(\\.[0-9]{20})[0-9]+', '\\1')
-                ELSE e."timestamp" END::timestamptz,
-                now()
-            ),
-            coalesce(e.metadata, '{}'),
-            now()
-        FROM account a
-        CROSS JOIN (
-            SELECT coalesce(%(body)s::jsonb -> 'events', %(body)s::jsonb) AS events
-        ) body
-        CROSS JOIN jsonb_to_recordset(
-            CASE WHEN %(indexes)s::integer[] IS NULL THEN body.events ELSE (
-                SELECT jsonb_agg(all_events.event ORDER BY all_events.number)
-                FROM jsonb_array_elements(body.events) WITH ORDINALITY AS all_events (event, number)
-                JOIN unnest(%(indexes)s::integer[]) AS i ON all_events.number = i + 1
-            ) END
-        ) AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
-        WHERE (a.quota IS NULL OR a.used + %(count)s <= a.quota)
-          AND NOT EXISTS (
-              SELECT FROM idempotency_keys
-              WHERE org_id = %(org_id)s AND key = %(idempotency_key)s
-          )
-        RETURNING 1
-    ), counted AS (
-        INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
-        SELECT %(org_id)s, a.month, a.slot, (SELECT count(*) FROM stored), a.quota
-        FROM account a
-        WHERE EXISTS (SELECT FROM stored)
-        ON CONFLICT (org_id, month, slot) DO UPDATE
-            SET used = u.used + excluded.used, quota = excluded.quota
-        RETURNING u.used, u.quota - u.used AS remaining
-    ), remembered AS (
-        INSERT INTO idempotency_keys (org_id, key, fingerprint, ingested, remaining_quota, expires_at)
-        SELECT
-            %(org_id)s,
-            %(idempotency_key)s,
-            %(fingerprint)s,
-            %(count)s,
-            c.remaining,
-            now() + make_interval(days => %(idempotency_days)s)
-        FROM counted c
-        WHERE %(idempotency_key)s::text IS NOT NULL
+    SELECT outcome, ingested, remaining
+    FROM store_events_3(
+        %(org_id)s::text,
+        %(api_key_id)s::bigint,
+        %(source)s::text,
+        %(body)s::jsonb,
+        %(indexes)s::integer[],
+        %(count)s::integer,
+        %(idempotency_key)s::text,
+        %(fingerprint)s::bytea,
+        %(idempotency_days)s::integer
     )
-    SELECT c.used, c.remaining
-    FROM account a
-    LEFT JOIN counted c ON true
-"""
-
-# What was answered under an idempotency key, and whether the key has expired.
-SELECT_IDEMPOTENCY_KEY = """
-    SELECT fingerprint, ingested, remaining_quota, expires_at <= now() AS expired
-    FROM idempotency_keys
-    WHERE org_id = %(org_id)s AND key = %(idempotency_key)s
-"""
-
-DELETE_IDEMPOTENCY_KEY = """
-    DELETE FROM idempotency_keys
-    WHERE org_id = %(org_id)s AND key = %(idempotency_key)s AND expires_at <= now()
 """
 
 # An organization's quota and what it used of it this month.
@@ -278,9 +202,6 @@ class Storage:
         """
         self._lock_waits.check(key.org_id)
         try:
-            if not batch.valid:
-                with self._pool.connection() as connection:
-                    return store_nothing(connection, key.org_id, batch)
             try:
                 with self._pool.connection() as connection:
                     return store_batch(connection, key.org_id, key.id, batch, self._idempotency_days)
@@ -365,56 +286,27 @@ def store_batch(
         "idempotency_days": idempotency_days,
     }
     for _ in range(MAX_ATTEMPTS):
-        if result := _try_to_store(connection, parameters, lock_timeout):
-            return result
-        if batch.idempotency_key and (result := _stored_result(connection, parameters)):
-            return result
-        remaining = quota(connection, org_id).remaining
-        if remaining is not None and remaining < len(batch.valid):
-            raise QuotaExceeded(remaining)
-        # the quota was changed just now, or an idempotency key that had expired was in the way
-    raise Unavailable("the quota changes faster than the request can be stored")
-
-
-def store_nothing(connection: Connection, org_id: str, batch: EventBatch) -> StoreResult:
-    """Return the result for a batch without a valid event. Raises KeyReused."""
-    parameters = {"org_id": org_id, "idempotency_key": batch.idempotency_key, "fingerprint": batch.fingerprint}
-    replayed = _stored_result(connection, parameters) if batch.idempotency_key else None
-    return replayed or StoreResult(0, quota(connection, org_id).remaining)
-
-
-def _try_to_store(connection: Connection, parameters: dict[str, Any], lock_timeout: int | None) -> StoreResult | None:
-    """Run STORE. Returns None if the quota or the idempotency key prevents it. Raises Unauthorized."""
-    try:
-        if lock_timeout is None:
-            row = connection.execute(STORE, parameters).fetchone()
-        else:
-            with connection.transaction():
-                connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_timeout}s"])
-                row = connection.execute(STORE, parameters).fetchone()
-    except psycopg.errors.IntegrityError as error:
-        # the names of Citus' shards end with a number
-        if (error.diag.constraint_name or "").startswith(("within_quota", "idempotency_keys_pkey")):
-            return None
-        raise
-    if row is None:
-        raise Unauthorized
-    used, remaining = row
-    return None if used is None else StoreResult(parameters["count"], remaining)
-
-
-def _stored_result(connection: Connection, parameters: dict[str, Any]) -> StoreResult | None:
-    """Return the result of an earlier request with the same idempotency key. Raises KeyReused."""
-    row = connection.execute(SELECT_IDEMPOTENCY_KEY, parameters).fetchone()
-    if row is None:
-        return None
-    fingerprint, ingested, remaining, expired = row
-    if expired:
-        connection.execute(DELETE_IDEMPOTENCY_KEY, parameters)
-        return None
-    if fingerprint != parameters["fingerprint"]:
-        raise KeyReused
-    return StoreResult(ingested, remaining, replayed=True)
+        try:
+            with connection.transaction() if lock_timeout else nullcontext():
+                if lock_timeout:
+                    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_timeout}s"])
+                [(outcome, ingested, remaining)] = connection.execute(STORE, parameters).fetchall()
+        except psycopg.errors.IntegrityError as error:
+            # Citus names the constraint, with a number behind it, only in the message
+            named = f"{error.diag.constraint_name} {error.diag.message_primary}"
+            if "within_quota" in named or "idempotency_keys_pkey" in named:
+                continue
+            raise
+        match outcome:
+            case "stored" | "replayed":
+                return StoreResult(ingested, remaining, outcome == "replayed")
+            case "key_reused":
+                raise KeyReused
+            case "quota_exceeded":
+                raise QuotaExceeded(remaining)
+            case _:
+                raise Unauthorized
+    raise Unavailable("concurrent requests win the race again and again")
 
 
 def quota(connection: Connection, org_id: str) -> Quota:

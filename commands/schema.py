@@ -1,5 +1,6 @@
 """`init-db`: create the schema, or upgrade it."""
 
+import re
 from pathlib import Path
 
 import click
@@ -30,17 +31,28 @@ def create_or_upgrade(connection: Connection) -> None:
     """
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('igris-ingest init-db'))")
     connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'".encode())
+    # for Citus, where a function can't be created in parallel; elsewhere it means nothing
+    connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
     [(encoding, exists)] = connection.execute(
         "SELECT current_setting('server_encoding'), to_regclass('schema_version') IS NOT NULL"
     ).fetchall()
     if encoding != "UTF8":
         raise Unavailable(f"the database has the encoding {encoding}; create it with ENCODING 'UTF8'")
     if not exists:
-        connection.execute((ROOT / "schema.sql").read_bytes())
+        _execute_file(connection, "schema.sql")
         connection.execute("INSERT INTO schema_version VALUES (%s)", [SCHEMA_VERSION])
     [(version,)] = connection.execute("SELECT version FROM schema_version").fetchall()
     if version > SCHEMA_VERSION:
         raise Unavailable(f"the schema has version {version}, newer than this program's {SCHEMA_VERSION}")
     for step in range(version + 1, SCHEMA_VERSION + 1):
-        connection.execute((ROOT / f"migrations/{step:03}.sql").read_bytes())
+        _execute_file(connection, f"migrations/{step:03}.sql")
         connection.execute("UPDATE schema_version SET version = %s", [step])
+
+
+_STATEMENT = re.compile(r"(?:--[^\n]*|\$\$.*?\$\$|'[^']*'|[^;])+;", re.DOTALL)
+
+
+def _execute_file(connection: Connection, name: str) -> None:
+    """Execute the statements of a file one by one: Citus takes no more at once."""
+    for statement in _STATEMENT.findall((ROOT / name).read_text()):
+        connection.execute(statement.encode())

@@ -23,6 +23,16 @@ SET search_path = pg_catalog, :schema;
     DO $$ BEGIN RAISE 'run this as the owner of audit_events, or as a superuser'; END $$;
 \endif
 
+SELECT to_regclass('pg_dist_partition') IS NOT NULL AS citus \gset
+\if :citus
+    SELECT :'ordinary'::boolean AND count(*) > 0 AS distributed
+    FROM pg_dist_partition
+    WHERE logicalrelid = 'audit_events'::regclass \gset
+    \if :distributed
+        DO $$ BEGIN RAISE 'audit_events is distributed already: partitions have to be made before'; END $$;
+    \endif
+\endif
+
 \if :ordinary
     SELECT date_trunc('month', now()) + interval '1 month' AS next_month \gset
 

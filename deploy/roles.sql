@@ -53,9 +53,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM igris_web;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
 GRANT SELECT ON schema_version, organizations, api_keys TO igris_web;
-GRANT INSERT ON audit_events TO igris_web;
-GRANT USAGE ON SEQUENCE audit_events_id_seq TO igris_web;
-GRANT SELECT, INSERT, UPDATE ON monthly_usage TO igris_web;
-GRANT SELECT, INSERT, DELETE ON idempotency_keys TO igris_web;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION store_events_3 TO igris_web;
 
 COMMIT;

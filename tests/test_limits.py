@@ -231,7 +231,7 @@ def test_a_log_that_nobody_reads_loses_lines_and_not_the_service(
             read += data
         account.post(EVENT)
         lines: list[bytes] = []
-        wait_for(lambda: lines.extend((service.process.stdout.read(2**16) or b"").splitlines()) or lines)  # type: ignore[union-attr,func-returns-value]
+        wait_for(lambda: lines.extend((service.process.stdout.read(2**16) or b"").splitlines()) or lines)  # type: ignore[func-returns-value]
         last = json.loads(lines[-1])
         assert last["lostLines"] + sum(b'"status": 400' in line for line in read.splitlines()) == 600
         assert last["lostLines"] > 100
