@@ -6,9 +6,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
+from flask import Flask
 
+import commands
 import database
+import schemas
 from config import SETTINGS
 from dev.service import EVENT, ROOT
 from tests.support import Account
@@ -63,3 +67,31 @@ def test_the_curl_examples_answer_what_they_say(new_account: Callable[..., Accou
     columns = ", ".join(f'"{name}"::text' for name, _ in documented)
     for (name, value), stored in zip(documented, account.rows(columns)[1], strict=True):
         assert stored == value or name in ("id", "org_id", "api_key_id"), name
+
+
+def test_every_command_is_documented() -> None:
+    app = Flask("test")
+    commands.init_app(app)
+    names = set()
+    for name, each in app.cli.commands.items():
+        names |= {f"{name} {sub}" for sub in each.commands} if isinstance(each, click.Group) else {name}
+    table = README.partition("## Commands")[2].partition("## Configuration")[0]
+    documented = set(re.findall(r"^\| `((?:keys )?[a-z-]+)", table, re.MULTILINE))
+    assert names == documented
+
+
+def test_the_fields_of_an_event_are_the_same_everywhere() -> None:
+    fields = list(schemas.Event().fields)
+    table = README.partition("## API")[2].partition("## Commands")[0]
+    assert re.findall(r"^\| (\w+) \| (?:string|object) \|", table, re.MULTILINE) == fields
+    schema = (ROOT / "schema.sql").read_text()
+    [recordset] = re.findall(r"AS e \((type text, .+)\);", schema)
+    assert [column.split()[0].strip('"') for column in recordset.split(", ")] == fields
+
+
+def test_every_file_that_the_documentation_names_is_there() -> None:
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING"))]
+    folders = "docs|deploy|bench|dev|tests|commands|migrations"
+    for page in pages:
+        for name in re.findall(rf"`((?:{folders})/[\w./-]*|\w+\.(?:py|sql|yaml))`", page.read_text()):
+            assert (ROOT / name).exists() or list(ROOT.glob(f"**/{name}")), f"{page.name}: {name}"
