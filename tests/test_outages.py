@@ -165,7 +165,7 @@ def test_when_all_connections_are_taken_it_says_so(
 ) -> None:
     own_account.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
     own_account.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crowded")
-    own_account.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO crowded")
+    own_account.execute("GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO crowded")
     service = start_service(make_conninfo(own_server.url, user="crowded"))
     for _ in range(3):
         assert_unavailable(service.post(EVENT, own_account.key))
