@@ -11,7 +11,7 @@ run: .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
 	@.venv/bin/python -m dev.run
 
 test: .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(if $(TEST_DATABASE_URL),,-n 4 --dist worksteal)
 
 lint: .venv/dev ## Check style and types
 	.venv/bin/ruff check .
