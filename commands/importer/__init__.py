@@ -5,11 +5,12 @@ files.py turns bytes into rows, rows.py turns rows into events, chunks.py stores
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import click
+import psycopg
 from flask import current_app
 
 import database
@@ -117,4 +118,9 @@ def only_import(connection: Connection, org_id: str) -> Iterator[Chunks]:
     ).fetchall()
     if not locked:
         raise AlreadyRunning(f"another import into {org_id!r} is running")
-    yield Chunks(connection, org_id)
+    try:
+        yield Chunks(connection, org_id)
+    finally:
+        # closing the connection gives the lock back, too, but some time later
+        with suppress(psycopg.Error):
+            connection.execute("SELECT pg_advisory_unlock_all()")
