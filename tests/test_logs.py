@@ -121,6 +121,8 @@ def test_neither_keys_nor_bodies_are_logged(
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
         client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer {account.key}\r\n\r\n".encode())
         client.recv(10_000)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nX-Half".encode())
     service.stop()
     output = service.output()
     assert account.key[4:] not in output

@@ -69,6 +69,7 @@ def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, 
     assert time.monotonic() - began < 2
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 17
+    assert "PostgreSQL is back" in own_account.service.output()
 
 
 def test_a_restart_between_requests_is_not_noticed(own_server: postgres.Server, own_account: Account) -> None:

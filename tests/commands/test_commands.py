@@ -128,6 +128,10 @@ def test_a_database_that_is_away_is_one_clear_line() -> None:
     [
         ("DATABASE_URL", ""),
         ("DATABASE_URL", "hunter2"),
+        ("DATABASE_URL", "postgresql://igris:hun/hunter2@127.0.0.1/igris"),
+        ("DATABASE_URL", "postgresql://igris:123/hunter2@127.0.0.1/igris"),
+        ("DATABASE_URL", "postgresql://igris:x@hunter2@127.0.0.1/igris"),
+        ("DATABASE_URL", "postgresql://igris:%hunter2@127.0.0.1/igris"),
         ("PORT", "http"),
         ("PORT", "0"),
         ("WEB_CONCURRENCY", "0"),
