@@ -43,7 +43,7 @@ class DataRejected(Exception):
     """PostgreSQL refuses the data itself, and will refuse it again. The argument says why."""
 
 
-# Each timeout is longer than those before it. docs/limits.md lists them together with gunicorn's and nginx's.
+# docs/limits.md lists them together with gunicorn's and nginx's.
 CONNECT_TIMEOUT = 3
 """Seconds to reach PostgreSQL."""
 POOL_TIMEOUT = 2

@@ -78,16 +78,13 @@ class LossyOutput:
                 os.set_blocking(descriptor, False)
 
     def write(self, text: str) -> None:
-        """Write a text as a whole, or count it as lost."""
+        """Write a text, or count it as lost; a long one can be cut, and counts as lost, too."""
         data = text.encode(errors="backslashreplace")
         try:
-            if self._socket:
-                self._socket.send(data, socket.MSG_DONTWAIT)
-            else:
-                os.write(self._descriptor, data)
-            self.lost = 0
+            written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)
         except OSError:  # nobody reads
-            self.lost += 1
+            written = 0
+        self.lost = 0 if written == len(data) else self.lost + 1
 
     def flush(self) -> None:
         """Do nothing: `logging` wants to flush."""

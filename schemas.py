@@ -35,6 +35,10 @@ class InvalidJSON(Exception):
     """The body is not JSON. The argument says why."""
 
 
+class LimitExceeded(InvalidJSON):
+    """The body as a whole, whatever its lines are, has more of something than a body may have."""
+
+
 class TooManyValues(Exception):
     """The body has more JSON values than a body may have. The argument is the limit."""
 
@@ -267,11 +271,14 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
 def _load_lines(body: bytes, max_events: int) -> Batch:
     texts: list[str] = []
     events: list[Any] = []
+    budget = Budget()
     for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
         if len(events) > max_events:  # one event too many is enough to refuse the batch
             break
         try:
-            text, event = parse_json(line[0])
+            text, event = parse_json(line[0], budget)
+        except LimitExceeded:
+            raise
         except InvalidJSON as error:
             number = body.count(b"\n", 0, line.start()) + 1
             text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
@@ -319,19 +326,37 @@ def _outside_strings(body: bytes) -> bytes:
     return b"".join(_without_escapes(body).split(b'"')[::2])
 
 
-def parse_json(body: bytes) -> tuple[str, Any]:
+class Budget:
+    """What the lines of a body may still have together. Raises LimitExceeded."""
+
+    def __init__(self) -> None:
+        self._zeros, self._unstorable = MAX_ZEROS, MAX_UNSTORABLE
+
+    def spend_zeros(self, count: int) -> None:
+        self._zeros -= count
+        if self._zeros < 0:
+            raise LimitExceeded("The numbers have too many digits")
+
+    def spend_unstorable(self, count: int) -> None:
+        self._unstorable -= count
+        if self._unstorable < 0:
+            raise LimitExceeded("There are too many characters that can't be stored, such as U+0000")
+
+
+def parse_json(body: bytes, budget: Budget | None = None) -> tuple[str, Any]:
     """Return the text of a JSON body in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
 
     Python's parser accepts NaN and Infinity, which are refused here. Its limits are ours: about a thousand levels of
     nesting, and 4,300 digits of an integer. MAX_ZEROS limits the exponents. The fractions in the value are all 0.0:
     nobody needs them, and this notes their texts at the speed of C.
     """
+    budget = budget or Budget()
     fractions: defaultdict[str, float] = defaultdict(float)
     try:
         text = body.decode()
         check = _check_keys if _ESCAPE.search(text) else None
-        if check and len(_UNSTORABLE_RUN.findall(text)) > MAX_UNSTORABLE:
-            raise InvalidJSON("There are too many characters that can't be stored, such as U+0000")
+        if check:
+            budget.spend_unstorable(len(_UNSTORABLE_RUN.findall(text)))
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
         )
@@ -343,8 +368,8 @@ def parse_json(body: bytes) -> tuple[str, Any]:
         raise InvalidJSON("Nested too deep") from None
     except ValueError:
         raise InvalidJSON("A number is too long") from None
-    if any("e" in number or "E" in number for number in fractions) and _count_zeros(body) > MAX_ZEROS:
-        raise InvalidJSON("The numbers have too many digits")
+    if any("e" in number or "E" in number for number in fractions):
+        budget.spend_zeros(_count_zeros(body))
     return text, value
 
 

@@ -55,7 +55,8 @@ WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN ('lo_creat', 'lo_
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM igris_web;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
-GRANT SELECT ON schema_version, organizations, api_keys TO igris_web;
+GRANT SELECT ON schema_version TO igris_web;
+GRANT SELECT (id, org_id, key_hash, expires_at, revoked_at) ON api_keys TO igris_web;
 GRANT EXECUTE ON FUNCTION store_events_3 TO igris_web;
 
 COMMIT;

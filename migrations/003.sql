@@ -72,16 +72,16 @@ BEGIN
         INTO v_used, v_quota
         FROM monthly_usage u
         WHERE u.org_id = p_org_id AND u.month = v_month;
-        IF v_used + p_count > v_quota THEN
+        IF p_count > 0 AND v_used + p_count > v_quota THEN
             outcome := 'quota_exceeded';
-            remaining := greatest(v_quota - v_used, 0);
+            remaining := CASE WHEN v_quota IS NOT NULL THEN greatest(v_quota - v_used, 0) END;
             RETURN;
         END IF;
     END IF;
 
     outcome := 'stored';
     ingested := p_count;
-    remaining := v_quota - v_used;
+    remaining := CASE WHEN v_quota IS NOT NULL THEN greatest(v_quota - v_used, 0) END;
     IF p_count = 0 THEN
         RETURN;
     END IF;

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from commands.keys import list_keys, revoke_key
+from commands.quota import set_quota
 from database import Connection
 from dev.service import EVENT, at_once
 from tests.support import Account, assert_refused
@@ -67,6 +68,17 @@ def test_a_batch_without_a_valid_event_is_answered(new_account: Callable[..., Ac
         assert answer.json["meta"] == {"remainingQuota": 0}
         assert [detail["field"] for detail in answer.json["details"]] == fields
     assert account.rows() == []
+
+
+def test_a_batch_without_a_valid_event_is_answered_whatever_the_quota(
+    new_account: Callable[..., Account], connection: Connection
+) -> None:
+    account = new_account(quota=None)
+    assert account.post([{}], **LENIENT).json["meta"] == {"remainingQuota": None}
+    account.post([EVENT] * 3)
+    set_quota(connection, account.org_id, 2)  # below what was used
+    answer = account.post([{}], **LENIENT)
+    assert (answer.status, answer.json["meta"]) == (200, {"remainingQuota": 0})
 
 
 def test_a_batch_without_a_valid_event_needs_a_valid_key(account: Account, connection: Connection) -> None:

@@ -116,6 +116,19 @@ def test_too_many_places_to_mend_are_refused(account: Account) -> None:
     assert_refused(account.post(body(100_001)), 400, "Invalid JSON")
 
 
+@pytest.mark.parametrize("value", [r'"%s"' % (r"\u0000x" * 6_000), f"[{','.join(['1e16000'] * 60)}]"])
+def test_the_lines_of_ndjson_have_the_limits_of_a_body_together(account: Account, value: str) -> None:
+    line = f'{{"type": "custom", "toolName": "x", "metadata": {{"a": {value}}}}}'
+    assert account.post(line.encode()).status == 200
+    for body, media_type in (
+        (f"[{','.join([line] * 20)}]", "application/json"),
+        ("\n".join([line] * 20), "application/x-ndjson"),
+    ):
+        refused = account.post(body.encode(), Content_Type=media_type, Prefer="handling=lenient")
+        assert_refused(refused, 400, "Invalid JSON")
+    assert account.count() == account.used() == 1
+
+
 # Locks
 
 

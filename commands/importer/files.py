@@ -33,7 +33,7 @@ class Row(NamedTuple):
     line: int
     """The line of the file on which the row begins; the first is 1."""
     value: Any
-    """What the row holds, as a rule a dict by column. Fractions are rounded: see `schemas.parse_json`."""
+    """What the row holds, as a rule a dict by column. Fractions are 0.0: see `schemas.parse_json`."""
     text: str | None
     """The JSON text of the row, with every digit; None for a row of CSV, which has only strings."""
 
