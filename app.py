@@ -18,6 +18,7 @@ from werkzeug.http import parse_list_header
 import body
 import config
 import database
+import json_text
 import logs
 import schemas
 import storage
@@ -86,7 +87,7 @@ def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
     """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERRORS names."""
     key = read_idempotency_key()
     fingerprint = hashlib.sha256(data).digest() if key else None
-    text, valid, size = schemas.storable_text(batch.text), batch.valid, len(batch.events)
+    text, valid, size = json_text.storable_text(batch.text), batch.valid, len(batch.events)
     return current_storage().store(g.api_key, storage.EventBatch(text, valid, size, key, fingerprint))
 
 
@@ -130,9 +131,6 @@ def read_idempotency_key() -> str | None:
 class InvalidIdempotencyKey(Exception):
     """The header is there, but it is not a key."""
 
-    def __str__(self) -> str:
-        return "Must be 1 to 255 printable ASCII characters, quoted or bare"
-
 
 def current_storage() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
@@ -151,7 +149,7 @@ def readyz() -> Response:
     try:
         current_storage().check_ready()
     except database.Unavailable as error:
-        return json_response({"status": "unavailable", "reason": str(error)}, 503)
+        return json_response({"status": "unavailable", "reason": error.args[0]}, 503)
     return json_response({"status": "ok"})
 
 
@@ -165,35 +163,42 @@ def json_response(content: dict[str, Any], status: int = 200, headers: Iterable[
     return Response(json.dumps(content) + "\n", status, headers)
 
 
-# The status and the error of each exception; its own text becomes the detail. A new status is a row here.
-ERRORS: dict[type[Exception], tuple[int, str]] = {
-    NotFound: (404, "Not found"),
-    MethodNotAllowed: (405, "Method not allowed"),
-    storage.Unauthorized: (401, "Unauthorized"),
-    body.UnsupportedMediaType: (415, "Unsupported media type"),
-    body.TooManyBytes: (413, "Payload too large"),
-    schemas.TooManyValues: (413, "Payload too large"),
-    storage.BodyTooLarge: (413, "Payload too large"),
-    schemas.InvalidJSON: (400, "Invalid JSON"),
-    database.DataRejected: (400, "Invalid JSON"),
-    schemas.InvalidEvents: (400, "Validation failed"),
-    InvalidIdempotencyKey: (400, "Validation failed"),
-    storage.KeyReused: (422, "Idempotency-Key reused"),
-    storage.QuotaExceeded: (429, "Quota exceeded"),
-    database.Unavailable: (503, "Service unavailable"),
-    Exception: (500, "Internal server error"),
+# The status, the error and the detail of each exception; {} is its argument. A new status is a row here.
+ERRORS: dict[type[Exception], tuple[int, str, str]] = {
+    NotFound: (404, "Not found", ""),
+    MethodNotAllowed: (405, "Method not allowed", ""),
+    storage.Unauthorized: (
+        401,
+        "Unauthorized",
+        "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired",
+    ),
+    body.UnsupportedMediaType: (415, "Unsupported media type", "{} must be one of {}"),
+    body.TooManyBytes: (413, "Payload too large", "The body must be at most {} bytes: split the batch"),
+    json_text.TooManyValues: (413, "Payload too large", "The body must have at most {} JSON values: split the batch"),
+    storage.BodyTooLarge: (413, "Payload too large", "PostgreSQL has too little memory for this body: split the batch"),
+    json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
+    database.DataRejected: (400, "Invalid JSON", "{}"),
+    schemas.InvalidEvents: (400, "Validation failed", ""),
+    InvalidIdempotencyKey: (400, "Validation failed", "Must be 1 to 255 printable ASCII characters, quoted or bare"),
+    storage.KeyReused: (
+        422,
+        "Idempotency-Key reused",
+        "The key was used with another body: send this one under a key of its own",
+    ),
+    storage.QuotaExceeded: (429, "Quota exceeded", "The month's quota has room for {} more event(s)"),
+    database.Unavailable: (503, "Service unavailable", ""),
+    Exception: (500, "Internal server error", ""),
 }
 
 
 def error_response(error: Exception) -> Response:
     """Make the response of an exception, the one shape that all errors have."""
-    if isinstance(error, HTTPException) and type(error) not in ERRORS:
+    status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    if isinstance(error, HTTPException) and status == 500:
         status, name = error.code or 500, error.name
-    else:
-        status, name = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    details = [{"field": "", "message": detail.format(*error.args)}] if detail else []
     content: dict[str, Any] = {"error": name}
     headers: list[tuple[str, str]] = []
-    details: schemas.Details | str = "" if status in (404, 405, 500, 503) else str(error)
     match error:
         case MethodNotAllowed():
             headers.append(("Allow", ", ".join(sorted(error.valid_methods or ()))))
@@ -201,23 +206,22 @@ def error_response(error: Exception) -> Response:
             invalid = ', error="invalid_token"' if g.key_sent else ""
             headers.append(("WWW-Authenticate", f'Bearer realm="igris"{invalid}'))
         case body.UnsupportedMediaType():
-            headers.append((error.accept_header, error.accepted))
+            headers.append(("Accept" if error.args[0] == "Content-Type" else "Accept-Encoding", error.args[1]))
         case schemas.InvalidEvents():
             details, g.access_line.rejected = error.args
         case InvalidIdempotencyKey():
-            details = [{"field": "Idempotency-Key", "message": str(error)}]
+            details[0]["field"] = "Idempotency-Key"
         case storage.QuotaExceeded():
             # not in Retry-After, which clients obey: they would sleep for days
-            resets_at = first_of_next_month(datetime.now(UTC))
-            content["meta"] = {"remainingQuota": error.remaining, "quotaResetsAt": resets_at}
+            content["meta"] = {"remainingQuota": error.args[0], "quotaResetsAt": first_of_next_month(datetime.now(UTC))}
         case database.Unavailable():
-            log.warning("%s", error.for_operator)
+            log.warning(": ".join(error.args))
             # spread, so that the clients that were refused don't come back in the same second
             headers.append(("Retry-After", str(random.randint(1, 5))))  # noqa: S311
         case _ if status == 500:
             log.error("this is a defect", exc_info=error)
     if details:
-        content["details"] = [{"field": "", "message": details}] if isinstance(details, str) else details
+        content["details"] = details
     g.access_line.error = name
     return json_response(content, status, headers)
 

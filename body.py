@@ -5,25 +5,18 @@ import zlib
 
 from flask import Request
 
-from schemas import InvalidJSON
+from json_text import InvalidJSON
 
 JSON = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
 
 
 class UnsupportedMediaType(Exception):
-    """A header has a value that is not understood."""
-
-    def __init__(self, header: str, accept_header: str, accepted: str) -> None:
-        super().__init__(f"{header} must be one of {accepted}")
-        self.accept_header, self.accepted = accept_header, accepted
+    """A header has a value that is not understood. The arguments are its name and the values that are."""
 
 
 class TooManyBytes(Exception):
     """The body is larger than a body may be. The argument is the limit in bytes."""
-
-    def __str__(self) -> str:
-        return f"The body must be at most {self.args[0]} bytes: split the batch"
 
 
 def is_ndjson(request: Request) -> bool:
@@ -33,7 +26,7 @@ def is_ndjson(request: Request) -> bool:
         return False
     if NDJSON.fullmatch(content_type):
         return True
-    raise UnsupportedMediaType("Content-Type", "Accept", "application/json, application/x-ndjson, application/jsonl")
+    raise UnsupportedMediaType("Content-Type", "application/json, application/x-ndjson, application/jsonl")
 
 
 def read(request: Request, max_bytes: int) -> bytes:
@@ -44,7 +37,7 @@ def read(request: Request, max_bytes: int) -> bytes:
     """
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip"):
-        raise UnsupportedMediaType("Content-Encoding", "Accept-Encoding", "gzip, identity")
+        raise UnsupportedMediaType("Content-Encoding", "gzip, identity")
     length = request.content_length  # None: the body comes in chunks
     if length is not None and length > max_bytes:
         raise TooManyBytes(max_bytes)

@@ -1,16 +1,15 @@
-"""Connect to PostgreSQL: the pool of the service, single connections for commands, timeouts, and what errors mean."""
+"""Connect to PostgreSQL: a connection for each thread, or for a command; timeouts, and what errors mean."""
 
 import logging
 import re
 import select
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg_pool import ConnectionPool
 
 log = logging.getLogger("igris")
 
@@ -18,17 +17,10 @@ Connection = psycopg.Connection[Any]
 
 
 class Unavailable(Exception):
-    """PostgreSQL can't be reached, can't store now, or has no connection free: try again later.
+    """PostgreSQL can't be reached, or can't store now: try again later.
 
-    The first argument is a reason that strangers may read; the second is what PostgreSQL said, for the operator.
+    The first argument is a reason that strangers may read; the second, if there is one, is what PostgreSQL said.
     """
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-    @property
-    def for_operator(self) -> str:
-        return f"{self} ({words})" if (words := self.args[1:] and self.args[1]) else str(self)
 
 
 class LockTimeout(Unavailable):
@@ -46,9 +38,6 @@ class DataRejected(Exception):
 # docs/limits.md lists them together with gunicorn's and nginx's.
 CONNECT_TIMEOUT = 3
 """Seconds to reach PostgreSQL."""
-POOL_TIMEOUT = 2
-"""Seconds that a request waits for a connection. Each thread has one, so it waits only while PostgreSQL is away
-or has just come back."""
 SHORT_LOCK_TIMEOUT = 0.2
 """Seconds that any request waits for a lock. Only some may wait longer: see storage.py."""
 LOCK_TIMEOUT = 7
@@ -56,11 +45,6 @@ STATEMENT_TIMEOUT = 8
 """Seconds after which PostgreSQL gives up waiting for a lock, and a statement."""
 ANSWER_TIMEOUT = 10
 """Seconds after which the service gives up on PostgreSQL."""
-
-RETRY_COOLDOWN = 10
-"""Seconds after a failed attempt to connect in which PostgreSQL is assumed to be still away. Until then ..."""
-POOL_TIMEOUT_WHILE_AWAY = 0.1
-"""... a request waits only this long for the attempt that it starts."""
 
 # A database or a role can have other defaults; the statements rely on these.
 SESSION_SETTINGS = {
@@ -125,70 +109,65 @@ class TimeoutConnection(psycopg.Connection[Any]):
             raise
 
 
-class Pool:
-    """The connections of a process, in autocommit mode: each statement is a transaction.
+class Database:
+    """A connection for each thread, in autocommit mode: each statement is a transaction.
 
-    It opens at the first request, after gunicorn's fork.
+    A thread connects at its first request, and again when its connection broke.
     """
 
-    def __init__(self, database_url: str, size: int, *, prepare: bool) -> None:
-        self._away_until = 0.0
+    def __init__(self, url: str, *, prepare: bool) -> None:
+        self._conninfo = _conninfo(url, timeout_settings(SHORT_LOCK_TIMEOUT))
+        self._prepare_threshold = 0 if prepare else None
+        self._thread = threading.local()
         self._is_away = False
-        self._pool = ConnectionPool(
-            _conninfo(database_url, timeout_settings(SHORT_LOCK_TIMEOUT)),
-            connection_class=TimeoutConnection,
-            kwargs={"autocommit": True, "prepare_threshold": 0 if prepare else None},
-            open=False,
-            min_size=size,
-            max_size=size,
-            timeout=POOL_TIMEOUT,
-            # The pool would retry ever more seldom, and be back long after the database is. Instead it gives up at
-            # once, and each request that finds no connection makes it try again.
-            reconnect_timeout=0,
-            reconnect_failed=self._reconnect_failed,
-        )
+        self._attempt = threading.Lock()
 
     def close(self) -> None:
-        self._pool.close()
+        """Close the connection of this thread."""
+        if connection := self._thread.__dict__.pop("connection", None):
+            connection.close()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend a connection. Raises Unavailable if there is none, and what `raise_translated` raises."""
+        """Lend this thread's connection. Raises Unavailable, and what `raise_translated` raises."""
         try:
-            connection = self._take()
-            try:
-                yield connection
-            finally:
-                self._pool.putconn(connection)
+            connection = self._thread.__dict__.get("connection")
+            if connection is None or not _is_usable(connection):
+                self.close()
+                connection = self._thread.connection = self._connect()
+            yield connection
         except psycopg.Error as error:
             raise_translated(error)
 
-    def _take(self) -> TimeoutConnection:
-        if self._pool.closed:
-            self._pool.open()
-        away = time.monotonic() < self._away_until
-        while True:
-            connection = self._pool.getconn(POOL_TIMEOUT_WHILE_AWAY if away else POOL_TIMEOUT)
-            if _is_alive(connection):
-                if self._is_away:
-                    self._is_away, self._away_until = False, 0.0
-                    log.warning("PostgreSQL is back")
-                return connection
-            # If we noticed only on use, we could not know whether the statement ran. The pool's own check= waits about
-            # a second from the second dead connection on.
-            connection.close()
-            self._pool.putconn(connection)
+    def _connect(self) -> Connection:
+        """Open a connection. While PostgreSQL is away, one thread at a time tries, and the others need not wait."""
+        was_away = self._is_away
+        if was_away and not self._attempt.acquire(blocking=False):
+            raise Unavailable("PostgreSQL can't be reached")
+        try:
+            connection = TimeoutConnection.connect(
+                self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
+            )
+        except psycopg.Error:
+            self._is_away = True
+            raise
+        finally:
+            if was_away:
+                self._attempt.release()
+        if self._is_away:
+            self._is_away = False
+            log.warning("PostgreSQL is back")
+        return connection
 
-    def _reconnect_failed(self, _: ConnectionPool) -> None:
-        self._is_away = True
-        self._away_until = time.monotonic() + RETRY_COOLDOWN
 
-
-def _is_alive(connection: Connection) -> bool:
+def _is_usable(connection: Connection) -> bool:
     """Return whether an idle connection is still open, as far as can be known without asking PostgreSQL.
 
-    A closed connection is readable. So is one with news: a changed parameter, or a ticket of TLS.
+    If that were noticed only on use, nobody would know whether the statement ran. A closed connection is readable. So
+    is one with news: a changed parameter, or a ticket of TLS.
     """
+    if connection.closed or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        return False
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN)
     try:
@@ -223,52 +202,42 @@ def translate_errors() -> Iterator[None]:
         raise_translated(error)
 
 
-_NO_SCHEMA = "the schema is missing or of another version: run init-db"
-_MEANINGS = {
-    "26000": "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off",
-    "42P05": "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off",
-    "42P01": _NO_SCHEMA,  # undefined table, function, column, schema
-    "42883": _NO_SCHEMA,
-    "42703": _NO_SCHEMA,
-    "3F000": _NO_SCHEMA,
-    "42501": "the database role lacks a privilege",
-    "25006": "the database is read-only",
-    "57014": "PostgreSQL took too long",
-}
-# The errors that a body itself can cause.
-_BODY_ERRORS = {
-    "22003": "A number is too large or has too many digits",
-    "54001": "Nested too deep",
-    "54000": None,  # None: in PostgreSQL's words
-    "22P02": None,
-    "22P05": None,
-    "22021": None,
-    "22007": None,
-    "22008": None,
+_AWAY = (Unavailable, "PostgreSQL can't be reached")
+_NO_SCHEMA = (Unavailable, "the schema is missing or of another version: run init-db")
+_NOT_PREPARED = (Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off")
+_CANT_STORE = (Unavailable, "PostgreSQL can't store this now")
+_IN_ITS_WORDS = (DataRejected, None)
+# What an SQLSTATE, or a class of them, means (PostgreSQL's documentation, appendix A).
+_MEANINGS: dict[str, tuple[type[Exception], str | None]] = {
+    "22003": (DataRejected, "A number is too large or has too many digits"),
+    "54001": (DataRejected, "Nested too deep"),
+    **dict.fromkeys(("54000", "22P02", "22P05", "22021", "22007", "22008"), _IN_ITS_WORDS),
+    "55P03": (LockTimeout, "PostgreSQL took too long"),
+    "53200": (OutOfMemory, "PostgreSQL has too little memory"),
+    "57014": (Unavailable, "PostgreSQL took too long"),
+    "25006": (Unavailable, "the database is read-only"),
+    "42501": (Unavailable, "the database role lacks a privilege"),
+    **dict.fromkeys(("26000", "42P05"), _NOT_PREPARED),
+    **dict.fromkeys(("42P01", "42883", "42703", "3F000"), _NO_SCHEMA),
+    **dict.fromkeys(("08", "28", "3D", "53", "57", "58"), _AWAY),
+    "42": (RuntimeError, None),  # a statement of ours is wrong
 }
 
 
 def raise_translated(error: psycopg.Error) -> NoReturn:
     """Raise what a driver's error means to the rest of the program.
 
-    Of PostgreSQL's words only the primary message goes into Unavailable: details and contexts quote the client's data.
+    Of PostgreSQL's words only the primary message is repeated: details and contexts quote the client's data.
     """
-    sqlstate = error.sqlstate or ""
     words = error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
-    # an operator's trigger can fail in the same ways; then PostgreSQL names its function
-    functions = re.findall(r"function (?!store_events_)[\w.\"]+", error.diag.context or "")
-    if sqlstate in _BODY_ERRORS and not functions:
-        raise DataRejected(_BODY_ERRORS[sqlstate] or words) from None
-    if sqlstate == "55P03":
-        raise LockTimeout("PostgreSQL took too long", words) from None
-    if sqlstate == "53200":
-        raise OutOfMemory("PostgreSQL has too little memory", words) from None
-    if sqlstate in _MEANINGS:
-        raise Unavailable(_MEANINGS[sqlstate], words) from None
-    if sqlstate.startswith("42") and not functions:
-        raise RuntimeError(f"{sqlstate}: {words}") from None  # a statement of ours is wrong
-    if not sqlstate and isinstance(error, psycopg.ProgrammingError):
+    if error.sqlstate:
+        kind, reason = _MEANINGS.get(error.sqlstate) or _MEANINGS.get(error.sqlstate[:2], _CANT_STORE)
+    elif isinstance(error, psycopg.ProgrammingError):
         raise Unavailable("DATABASE_URL has a wrong parameter") from None
-    if not sqlstate or sqlstate.startswith(("08", "28", "3D", "53", "57", "58")):
-        raise Unavailable("PostgreSQL can't be reached", words) from None
-    raise Unavailable("PostgreSQL can't store this now", f"{sqlstate}: {words}") from None
+    else:
+        kind, reason = _AWAY
+    if issubclass(kind, Unavailable):
+        raise kind(reason, words) from None
+    if re.search(r"function (?!store_events_)[\w.\"]+", error.diag.context or ""):
+        raise Unavailable(_CANT_STORE[1], words) from None  # a trigger of the operator's failed, and not the body
+    raise kind(reason or words) from None

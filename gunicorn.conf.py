@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +17,8 @@ _loaded = subprocess.run(
 if _loaded.returncode:
     sys.exit(_loaded.returncode)
 _settings = json.loads(_loaded.stdout)
+# Else a name server that doesn't answer holds a request for longer than PostgreSQL may. glibc reads it.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 _max_open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 worker_class = "worker.Worker"

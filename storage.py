@@ -1,7 +1,7 @@
-"""Store events: the SQL statements of requests, each request in one transaction.
+"""Store events: what requests ask of PostgreSQL, each request in one transaction.
 
-A request is stored whole, or an exception says why not. How to connect, and what PostgreSQL's errors mean, is in
-database.py; what commands do is in commands/.
+A request is stored whole, or an exception says why not. The statements that store are the function store_events_3 in
+schema.sql; how to connect, and what PostgreSQL's errors mean, is in database.py.
 """
 
 import hashlib
@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 
-from database import LOCK_TIMEOUT, Connection, LockTimeout, OutOfMemory, Pool, Unavailable
+from database import LOCK_TIMEOUT, Connection, Database, LockTimeout, OutOfMemory, Unavailable
 
 SCHEMA_VERSION = 3
 
@@ -21,41 +22,20 @@ SCHEMA_VERSION = 3
 class Unauthorized(Exception):
     """The API key is unknown, expired or revoked."""
 
-    def __str__(self) -> str:
-        return "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired"
-
 
 class QuotaExceeded(Exception):
     """The events don't fit in what is left of the month's quota. The argument is how many would."""
-
-    def __str__(self) -> str:
-        return f"The month's quota has room for {self.remaining} more event(s)"
-
-    @property
-    def remaining(self) -> int:
-        return int(self.args[0])
 
 
 class KeyReused(Exception):
     """The idempotency key was used with another body."""
 
-    def __str__(self) -> str:
-        return "The key was used with another body: send this one under a key of its own"
-
 
 class BodyTooLarge(Exception):
     """PostgreSQL has too little memory for a body of this size."""
 
-    def __str__(self) -> str:
-        return "PostgreSQL has too little memory for this body: split the batch"
 
-
-class NotFound(Exception):
-    """There is no such organization or API key. The argument says which."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(NamedTuple):
     id: int
     org_id: str
 
@@ -77,31 +57,15 @@ class EventBatch:
     """Where the events come from: `raw` is HTTP."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreResult:
+class StoreResult(NamedTuple):
     """What was stored, and committed."""
 
     ingested: int
     """The number of events."""
     remaining: int | None
     """What is left of the month's quota; None means unlimited."""
-    replayed: bool = False
+    replayed: bool
     """An earlier request with the same idempotency key stored them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """An organization's events in the current calendar month (UTC)."""
-
-    month: str
-    """YYYY-MM"""
-    used: int
-    quota: int | None
-    """None means unlimited."""
-
-    @property
-    def remaining(self) -> int | None:
-        return None if self.quota is None else max(0, self.quota - self.used)
 
 
 # The API key, if it is valid now.
@@ -138,21 +102,6 @@ STORE = """
     )
 """
 
-# An organization's quota and what it used of it this month.
-QUOTA = """
-    SELECT
-        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM') AS month,
-        coalesce((
-            SELECT sum(used)
-            FROM monthly_usage
-            WHERE org_id = %(org_id)s
-              AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
-        ), 0)::bigint AS used,
-        monthly_quota AS quota
-    FROM organizations
-    WHERE id = %(org_id)s
-"""
-
 MAX_SEEN_KEYS = 10_000
 """The API keys that a process remembers."""
 
@@ -166,14 +115,11 @@ LARGE_BODY = 2**20
 class Storage:
     """What requests do in PostgreSQL. Every method raises Unavailable if it can't be used now."""
 
-    def __init__(self, database_url: str, connections: int, idempotency_days: int, *, prepare: bool = True) -> None:
-        self._pool = Pool(database_url, connections, prepare=prepare)
+    def __init__(self, database_url: str, threads: int, idempotency_days: int, *, prepare: bool = True) -> None:
+        self.database = Database(database_url, prepare=prepare)
         self._idempotency_days = idempotency_days
         self._seen_keys: dict[bytes, ApiKey] = {}
-        self._lock_waits = _LockWaits(connections)
-
-    def close(self) -> None:
-        self._pool.close()
+        self._lock_waits = _LockWaits(threads)
 
     def identify(self, key: str) -> ApiKey:
         """Return the id and organization of a key, from memory if it was seen before. Raises Unauthorized.
@@ -186,7 +132,7 @@ class Storage:
         """Return the id and organization of a key that is valid now. Raises Unauthorized."""
         digest = key_hash(key)
         self._seen_keys.pop(digest, None)
-        with self._pool.connection() as connection:
+        with self.database.connection() as connection:
             row = connection.execute(AUTHENTICATE, {"key_hash": digest}).fetchone()
         if row is None:
             raise Unauthorized
@@ -202,20 +148,23 @@ class Storage:
         """
         self._lock_waits.check(key.org_id)
         try:
-            try:
-                with self._pool.connection() as connection:
-                    return store_batch(connection, key.org_id, key.id, batch, self._idempotency_days)
-            except LockTimeout:
-                with self._lock_waits.begin(key.org_id), self._pool.connection() as connection:
-                    return store_batch(connection, key.org_id, key.id, batch, self._idempotency_days, LOCK_TIMEOUT)
+            return self._store(key, batch)
+        except LockTimeout:
+            with self._lock_waits.begin(key.org_id):
+                return self._store(key, batch, LOCK_TIMEOUT)
+
+    def _store(self, key: ApiKey, batch: EventBatch, lock_timeout: int | None = None) -> StoreResult:
+        try:
+            with self.database.connection() as connection:
+                return store_batch(connection, key.org_id, key.id, batch, self._idempotency_days, lock_timeout)
         except OutOfMemory:
-            if len(batch.text) >= LARGE_BODY:
-                raise BodyTooLarge from None
-            raise
+            if len(batch.text) < LARGE_BODY:
+                raise
+            raise BodyTooLarge from None
 
     def check_ready(self) -> None:
         """Raise Unavailable, with a reason fit for strangers, unless requests can be stored."""
-        with self._pool.connection() as connection:
+        with self.database.connection() as connection:
             row = connection.execute(READY).fetchone()
         if row is None or row[0] != SCHEMA_VERSION:
             raise Unavailable("the schema is missing or of another version: run init-db")
@@ -307,15 +256,3 @@ def store_batch(
             case _:
                 raise Unauthorized
     raise Unavailable("concurrent requests win the race again and again")
-
-
-def quota(connection: Connection, org_id: str) -> Quota:
-    """Return this month's quota and use. Raises NotFound."""
-    row = connection.execute(QUOTA, {"org_id": org_id}).fetchone()
-    if row is None:
-        raise organization_not_found(org_id)
-    return Quota(*row)
-
-
-def organization_not_found(org_id: str) -> NotFound:
-    return NotFound(f"there is no organization {org_id!r}")

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psycopg
 
-import storage
 from bench.run import bodies
 from commands.importer.files import Source, read_rows
 from commands.importer.rows import ColumnMapping
+from commands.quota import quota_use
 from dev import postgres
 from dev.service import set_up
 from tests.support import FLASK
@@ -59,7 +59,7 @@ def import_file(url: str, file: Path) -> float:
     subprocess.run(command, env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     with psycopg.connect(url) as connection:
-        assert storage.quota(connection, org_id).used == ROWS
+        assert quota_use(connection, org_id).used == ROWS
     return ROWS / seconds
 
 

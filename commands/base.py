@@ -11,8 +11,11 @@ from flask.cli import with_appcontext
 from psycopg.rows import dict_row
 
 import database
-import storage
 from database import Connection
+
+
+class NotFound(Exception):
+    """There is no such organization or API key. The argument says which."""
 
 
 class AlreadyRunning(Exception):
@@ -27,8 +30,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except database.Unavailable as error:
-            raise click.ClickException(error.for_operator) from None
-        except (storage.NotFound, database.DataRejected, AlreadyRunning) as error:
+            raise click.ClickException(": ".join(error.args)) from None
+        except (NotFound, database.DataRejected, AlreadyRunning) as error:
             raise click.ClickException(str(error)) from None
 
     return with_appcontext(wrapper)
@@ -52,7 +55,7 @@ def session(*, with_timeouts: bool = False) -> Iterator[Connection]:
 def check_organization(connection: Connection, org_id: str | None) -> None:
     """Raise NotFound if there is no such organization; None stands for all."""
     if org_id and not connection.execute("SELECT FROM organizations WHERE id = %s", [org_id]).rowcount:
-        raise storage.organization_not_found(org_id)
+        raise NotFound(f"there is no organization {org_id!r}")
 
 
 def fetch_dicts(connection: Connection, query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from commands.base import check_organization, command, fetch_dicts, transaction
+from commands.base import NotFound, check_organization, command, fetch_dicts, transaction
 from commands.output import show
 from commands.parameters import Name, Quota, json_option
 from commands.quota import set_quota
 from database import Connection
-from storage import NotFound, key_hash
+from storage import key_hash
 
 COLUMNS = ["id", "prefix", "label", "organization", "created", "expires", "revoked"]
 

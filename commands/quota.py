@@ -1,12 +1,11 @@
 """`quota` and `usage`: what organizations may store in a month, and what they stored."""
 
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
-import storage
-from commands.base import command, fetch_dicts, transaction
+from commands.base import check_organization, command, fetch_dicts, transaction
 from commands.output import show
 from commands.parameters import Month, Name, Quota, json_option
 from database import Connection
@@ -26,6 +25,35 @@ SELECT_USAGE = """
 """
 
 
+SELECT_QUOTA = """
+    SELECT
+        to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM') AS month,
+        coalesce((
+            SELECT sum(used)
+            FROM monthly_usage
+            WHERE org_id = %(org_id)s
+              AND month = date_trunc('month', now() AT TIME ZONE 'UTC')::date
+        ), 0)::bigint AS used,
+        monthly_quota AS quota
+    FROM organizations
+    WHERE id = %(org_id)s
+"""
+
+
+class QuotaUse(NamedTuple):
+    """An organization's events in the current calendar month (UTC)."""
+
+    month: str
+    """YYYY-MM"""
+    used: int
+    quota: int | None
+    """None means unlimited."""
+
+    @property
+    def remaining(self) -> int | None:
+        return None if self.quota is None else max(0, self.quota - self.used)
+
+
 @click.command("quota")
 @click.argument("org", type=Name())
 @click.argument("monthly_quota", metavar="[N|unlimited]", type=Quota(), required=False)
@@ -35,7 +63,7 @@ def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:
     with transaction() as connection:
         if monthly_quota:
             set_quota(connection, org, *monthly_quota)
-        now = storage.quota(connection, org)
+        now = quota_use(connection, org)
     if now.quota is None:
         click.echo(f"{org}: {now.used} events stored in {now.month}, unlimited")
     else:
@@ -60,9 +88,15 @@ def usage(month: date | None, as_json: bool) -> None:
 
 def set_quota(connection: Connection, org_id: str, monthly_quota: int | None) -> None:
     """Set a quota (None: unlimited), which requests obey from now on. Raises NotFound."""
-    query = "UPDATE organizations SET monthly_quota = %s WHERE id = %s"
-    if not connection.execute(query, [monthly_quota, org_id]).rowcount:
-        raise storage.organization_not_found(org_id)
+    check_organization(connection, org_id)
+    connection.execute("UPDATE organizations SET monthly_quota = %s WHERE id = %s", [monthly_quota, org_id])
+
+
+def quota_use(connection: Connection, org_id: str) -> QuotaUse:
+    """Return this month's quota and use. Raises NotFound."""
+    check_organization(connection, org_id)
+    [row] = connection.execute(SELECT_QUOTA, {"org_id": org_id}).fetchall()
+    return QuotaUse(*row)
 
 
 def usage_of_month(connection: Connection, month: date | None) -> list[dict[str, Any]]:

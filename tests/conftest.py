@@ -102,7 +102,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 def storage(database_url: str) -> Iterator[Storage]:
     storage = Storage(database_url, 1, 7)
     yield storage
-    storage.close()
+    storage.database.close()
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
     waits = (ROOT / "docs/limits.md").read_text().partition("## Who waits")[2]
     rows = re.findall(r"^\| ([\w ]+) \| ([^|]+) \| ([\d.]+)[^|]* \|", waits, re.MULTILINE)
     assert [float(seconds) for _, _, seconds in rows] == [
-        database.POOL_TIMEOUT,
         database.CONNECT_TIMEOUT,
         database.SHORT_LOCK_TIMEOUT,
         database.LOCK_TIMEOUT,

@@ -114,7 +114,7 @@ def test_the_last_of_equal_keys_counts(account: Account) -> None:
 
 def test_postgresql_reads_every_accepted_timestamp_as_python_does(account: Account) -> None:
     chance = random.Random(20261123)
-    texts = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.9999994Z"]
+    texts = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.9999990Z"]
     texts += ["0001-01-01T15:59:00+15:59", "9999-12-31T08:00:59.9-15:59", "2026-03-19T10:00Z", "2024-02-29T00:00Z"]
     texts += [f"2026-03-19T10:00:00.{'1234567890' * 50}Z", f"2026-03-19T10:00:00.{'9' * 500}+05:30"]
     for _ in range(4_000):
@@ -135,6 +135,7 @@ def test_postgresql_reads_every_accepted_timestamp_as_python_does(account: Accou
         "0000-12-31T23:59:59Z",
         "0001-01-01T00:30:00+01:00",
         "9999-12-31T23:30:00-01:00",
+        "9999-12-31T23:59:59.9999991Z",
         "9999-12-31T23:59:59.9999995Z",
         "9999-12-31T23:59:59.99999949999999999999Z",
         "2026-03-19T10:00:00+16:00",

@@ -81,12 +81,12 @@ def test_a_restart_between_requests_is_not_noticed(own_server: postgres.Server, 
 
 
 def test_an_idle_connection_that_has_something_to_say_is_kept(storage: Storage, database_url: str) -> None:
-    with storage._pool.connection() as connection:
+    with storage.database.connection() as connection:
         connection.execute("LISTEN news")
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("NOTIFY news")
     wait_for(lambda: select.select([connection], [], [], 0)[0])
-    with storage._pool.connection() as again:
+    with storage.database.connection() as again:
         assert again is connection
 
 

@@ -97,7 +97,7 @@ def import_(
             problem, status = f"the month's quota is used up; line {error} of {shown} is the first not stored", 4
             problem += "; run it again to go on from there"
         except database.Unavailable as error:
-            problem, status = f"{error.for_operator}; run it again to go on", 1
+            problem, status = f"{': '.join(error.args)}; run it again to go on", 1
         except KeyboardInterrupt:
             problem, status = "interrupted; run it again to go on", 130
     if dry_run:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import schemas
+import json_text
 import storage
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
@@ -50,7 +50,7 @@ class Chunks:
         `key` is a SHA-256 in hexadecimal. Raises QuotaExceeded and DataRejected; then nothing is stored.
         """
         batch = storage.EventBatch(
-            schemas.storable_text(f"[{','.join(events)}]"),
+            json_text.storable_text(f"[{','.join(events)}]"),
             list(range(len(events))),
             len(events),
             idempotency_key=CHUNK_KEY + key,
@@ -156,9 +156,9 @@ class Import:
         try:
             new = chunks.store([each.event.text for each in self._pending[:size]], self._pending[size - 1].key)
         except QuotaExceeded as error:
-            if not error.remaining:
+            if not error.args[0]:
                 raise QuotaEnded(self._pending[0].event.line) from None
-            return self._store(chunks, error.remaining)
+            return self._store(chunks, error.args[0])
         except DataRejected as error:
             self._bad_within = size
             if size > 1:

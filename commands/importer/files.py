@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import schemas
+import json_text
 
 FORMATS = {".rejects.ndjson": "rejects", ".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json"}
 """The formats by the end of a file's name. `rejects` are lines of a RejectsFile, with rows in any form."""
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     line: int
     """The line of the file on which the row begins; the first is 1."""
     value: Any
-    """What the row holds, as a rule a dict by column. Fractions are 0.0: see `schemas.parse_json`."""
+    """What the row holds, as a rule a dict by column. Fractions are 0.0: see `json_text.Parser`."""
     text: str | None
     """The JSON text of the row, with every digit; None for a row of CSV, which has only strings."""
 
@@ -135,8 +135,8 @@ def _read_ndjson(source: Source, max_bytes: int) -> Rows:
 
 def _parse(line: int, raw: bytes) -> Row | Reject:
     try:
-        text, value = schemas.parse_json(raw)
-    except schemas.InvalidJSON as error:
+        text, value = json_text.Parser().parse(raw)
+    except json_text.InvalidJSON as error:
         return Reject(line, f"Invalid JSON: {error}", _shown(raw))
     return Row(line, value, text.strip())
 

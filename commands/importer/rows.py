@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import simplejson
 
+import json_text
 import schemas
 from commands.importer.files import InvalidRow, Reject, Row, Rows, Unreadable, one_line
 
@@ -176,8 +177,8 @@ def snake_case(name: str) -> str:
 
 def _parse_metadata(text: str) -> Any:
     try:
-        schemas.parse_json(text.encode("utf-8", "surrogatepass"))
-    except schemas.InvalidJSON as error:
+        json_text.Parser().parse(text.encode("utf-8", "surrogatepass"))
+    except json_text.InvalidJSON as error:
         raise InvalidRow(f"metadata: Invalid JSON: {error}") from None
     return simplejson.loads(text, use_decimal=True)
 

@@ -119,7 +119,7 @@ def test_a_database_that_is_away_is_one_clear_line() -> None:
     done = flask("keys", "list", database_url="postgresql://igris:hunter2@127.0.0.1:1/igris")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert line.startswith("Error: PostgreSQL can't be reached (")
+    assert line.startswith("Error: PostgreSQL can't be reached: ")
     assert "hunter2" not in line
 
 

@@ -1,0 +1,124 @@
+"""Parse JSON text within limits, and make it fit for PostgreSQL's jsonb."""
+
+import json
+import re
+from collections import defaultdict
+from typing import Any
+
+MAX_ZEROS = 2**24
+"""The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
+a body of many such numbers could be stored, but neither read nor dumped."""
+
+MAX_UNSTORABLE = 100_000
+"""The places in a body where characters are replaced because PostgreSQL can't store them: each takes time."""
+
+
+class InvalidJSON(Exception):
+    """The text is not JSON. The argument says why."""
+
+
+class TooMuch(InvalidJSON):
+    """The text has more of something than a body may have."""
+
+
+class TooManyValues(Exception):
+    """The text has more JSON values than a body may have. The argument is the limit."""
+
+
+def check_value_count(body: bytes, max_values: int) -> None:
+    """Raise TooManyValues if a JSON text has more than `max_values` values, before anything is built from it.
+
+    Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
+    """
+    if (
+        len(body) > max_values
+        and _count_values(body) > max_values
+        and _count_values(_outside_strings(body)) > max_values
+    ):
+        raise TooManyValues(max_values)
+
+
+def _count_values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"{") + body.count(b"[")
+
+
+def _outside_strings(body: bytes) -> bytes:
+    return b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+
+
+class Parser:
+    """Parses the parts of a body. They may have MAX_ZEROS and MAX_UNSTORABLE together.
+
+    Python's parser accepts NaN and Infinity, which are refused here. Its limits are ours: about a thousand levels of
+    nesting, and 4,300 digits of an integer.
+    """
+
+    def __init__(self) -> None:
+        self._zeros = self._unstorable = 0
+
+    def parse(self, body: bytes) -> tuple[str, Any]:
+        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON, and TooMuch.
+
+        The fractions in the value are all 0.0: nobody needs them, and this notes their texts at the speed of C.
+        """
+        fractions: defaultdict[str, float] = defaultdict(float)
+        try:
+            text = body.decode()
+            check = None
+            if _UNSTORABLE.search(text):
+                check = _check_keys
+                self._unstorable += len(_UNSTORABLE_RUN.findall(text))
+                if self._unstorable > MAX_UNSTORABLE:
+                    raise TooMuch("There are too many characters that can't be stored, such as U+0000")
+            value = json.loads(
+                text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
+            )
+        except UnicodeDecodeError as error:
+            raise InvalidJSON(f"The body is not UTF-8: {error.reason} at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise InvalidJSON(str(error)) from None
+        except RecursionError:
+            raise InvalidJSON("Nested too deep") from None
+        except ValueError:
+            raise InvalidJSON("A number is too long") from None
+        if any("e" in number or "E" in number for number in fractions):
+            self._zeros += sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
+            if self._zeros > MAX_ZEROS:
+                raise TooMuch("The numbers have too many digits")
+        return text, value
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidJSON(f"{name} is not JSON")
+
+
+_EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
+
+# jsonb can hold neither U+0000 nor half of a surrogate pair. Possessive quantifiers keep the search linear.
+_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_UNSTORABLE_RUN = re.compile(
+    r"(?:\\u0000|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)++"
+)
+_SPLIT = re.compile(
+    r"((?:[^\\]++|\\[^u]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?!0000|[dD][89a-fA-F])....)*+)"
+    r"((?:\\u(?:0000|[dD][c-fC-F]..|[dD][89abAB]..(?!\\u[dD][c-fC-F])))++)?+",
+    re.DOTALL,
+)
+
+
+def storable_text(json_text: str) -> str:
+    """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
+    if not _UNSTORABLE.search(json_text):
+        return json_text
+    return _SPLIT.sub(lambda part: part[1] + r"\ufffd" * (len(part[2] or "") // 6), json_text)
+
+
+def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members. Raises InvalidJSON if two different keys would become one when they are stored."""
+    value = dict(members)
+    if unprintable := [key for key in value if not key.isprintable()]:
+        changed = [key.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for key in unprintable]
+        stored = {key.replace("\0", "\ufffd") for key in changed}.union(key for key in value if key.isprintable())
+        if len(stored) < len(value):
+            raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
+    return value
