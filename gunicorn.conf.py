@@ -37,6 +37,12 @@ control_socket_disable = True
 forwarder_headers = ""  # else a request's SCRIPT_NAME header would change its path
 
 
+def on_starting(server: Any) -> None:
+    """Log the settings that are in force; DATABASE_URL, which may hold a password, is not among them."""
+    shown = " ".join(f"{name}={value}" for name, value in _settings.items() if name != "logging")
+    server.log.info("settings: %s", shown)
+
+
 def pre_request(worker: Any, req: Any) -> None:
     """Replace gunicorn's own hook, which logs the path: it may hold an API key."""
 

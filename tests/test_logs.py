@@ -53,6 +53,15 @@ def test_a_request_is_a_line_of_json(
     assert (refused["status"], refused["error"], refused["organization"]) == (401, "Unauthorized", None)
 
 
+def test_the_settings_in_force_are_logged_without_the_secret_one(
+    database_url: str, start_service: Callable[..., Service]
+) -> None:
+    output = start_service(THREADS=3, MAX_BATCH_EVENTS=77).output()
+    assert re.search(r"settings: .*\bTHREADS=3\b.*\bMAX_BATCH_EVENTS=77\b", output)
+    assert "DATABASE_URL" not in output
+    assert database_url not in output
+
+
 def test_on_a_terminal_it_is_a_line_of_text(new_account: Callable[..., Account], database_url: str) -> None:
     terminal, end = pty.openpty()
     service = Service(database_url, ROOT / "unused")

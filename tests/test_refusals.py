@@ -11,6 +11,7 @@ import pytest
 from commands.keys import list_keys, revoke_key
 from database import Connection
 from dev.service import EVENT, PATH, ROOT, Service, at_once
+from storage import Storage
 from tests.support import Account, assert_refused
 
 CASES = json.loads((ROOT / "tests/zod_cases.json").read_text())
@@ -37,6 +38,11 @@ def test_it_does_not_know_other_paths(account: Account, path: str) -> None:
     headers = {"Authorization": f"Bearer {account.key}", "Content-Type": "application/json"}
     answer = account.service.request("POST", path, json.dumps(EVENT).encode(), headers)
     assert_refused(answer, 404, "Not found", account)
+
+
+def test_no_header_changes_the_path(service: Service) -> None:
+    answer = service.request("GET", "/healthz", headers={"SCRIPT_NAME": "/healthz"})
+    assert (answer.status, answer.json) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
@@ -90,6 +96,15 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, con
         assert_refused(answer, 401, "Unauthorized")
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
     assert account.count() == account.used() == 16
+
+
+def test_a_process_remembers_a_bounded_number_of_keys(
+    storage: Storage, new_account: Callable[..., Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.MAX_SEEN_KEYS", 2)
+    for account in [new_account() for _ in range(5)]:
+        assert storage.identify(account.key).org_id == account.org_id
+        assert len(storage._seen_keys) <= 2
 
 
 def test_an_expired_key_is_refused(account: Account) -> None:
