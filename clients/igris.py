@@ -1,0 +1,168 @@
+"""Send audit events to igris-ingest from any Python program, in the background. Copy this file; it needs nothing else.
+
+    from igris import Igris
+
+    igris = Igris("https://igris.example.com/api/v1/ingest/raw", "ig_...")
+    igris.send("tool_call", "generate_report", action="allow", metadata={"rows": 3})
+
+No event is lost while the process lives, and none is stored twice: a batch is sent again under the same Idempotency-Key
+until it is answered. At the end of the process `close` sends what is left.
+"""
+
+import atexit
+import http.client
+import json
+import queue
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+BATCH_EVENTS = 1000
+BATCH_BYTES = 2**20
+BATCH_SECONDS = 0.5
+"""A batch is sent when it has so many events or bytes, or when its first event is so old."""
+
+ANSWER_TIMEOUT = 35
+"""Seconds to wait for an answer: longer than nginx waits for the service."""
+
+LONGEST_PAUSE = 10
+"""Seconds between two attempts at most."""
+
+_END = None
+
+
+def print_refused(status: int, answer: str, events: str) -> None:
+    """Say on standard error what the service refused, and why."""
+    print(f"igris-ingest refused events with {status}: {answer.strip()}", file=sys.stderr)
+
+
+class Igris:
+    """Sends events. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        max_waiting: int = 10_000,
+        exit_timeout: float = 60,
+        on_refused: Callable[[int, str, str], None] = print_refused,
+    ) -> None:
+        """Begin. `send` waits while `max_waiting` events wait to be sent.
+
+        `on_refused` is called with the status, the answer and the batch, as JSON, when sending it again would not help:
+        events of it are invalid, the quota is used up (429), or the key is revoked (401). It is called with 0 for what
+        was not sent `exit_timeout` seconds after the process was to end.
+        """
+        self._url = url
+        self._headers = {
+            "Authorization": f"Bearer {key}",
+            "Content-Type": "application/json",
+            "Prefer": "handling=lenient",  # one invalid event does not keep the others out
+        }
+        self._exit_timeout = exit_timeout
+        self._on_refused = on_refused
+        self._room = threading.Semaphore(max_waiting)
+        self._waiting: queue.Queue[str | None] = queue.Queue()
+        self._give_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="igris", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def send(
+        self,
+        type: str,  # noqa: A002
+        tool_name: str,
+        *,
+        action: str = "log",
+        timestamp: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put an event in the queue. Its time is now, unless `timestamp` says another; that one needs a time zone.
+
+        What JSON does not know, metadata holds as text. Raises ValueError for NaN and for a time without a zone, and
+        RuntimeError after `close` and in a process that was forked: make an Igris in each.
+        """
+        if not self._thread.is_alive():
+            raise RuntimeError("no thread sends the events of this Igris")
+        instant = timestamp or datetime.now(UTC)
+        if instant.tzinfo is None:
+            raise ValueError("timestamp has no time zone")
+        event = {
+            "type": type,
+            "toolName": tool_name[:255],
+            "action": action,
+            "timestamp": instant.isoformat(),
+            "metadata": dict(metadata or {}),
+        }
+        text = json.dumps(event, allow_nan=False, default=str)
+        self._room.acquire()
+        self._waiting.put(text)
+
+    def flush(self) -> None:
+        """Wait until everything that was sent so far is answered."""
+        self._waiting.join()
+
+    def close(self) -> None:
+        """Send what waits, and end. Events that can't be sent in time go to `on_refused`."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._waiting.put(_END)
+            self._thread.join(self._exit_timeout)
+            self._give_up.set()
+            self._thread.join(1)
+
+    def _run(self) -> None:
+        while True:
+            batch, is_last = self._next_batch()
+            if batch:
+                self._send_batch(f"[{','.join(batch)}]")
+                self._room.release(len(batch))
+            for _ in range(len(batch) + is_last):
+                self._waiting.task_done()
+            if is_last:
+                return
+
+    def _next_batch(self) -> tuple[list[str], bool]:
+        """Return the events of a batch, and whether no other follows."""
+        batch: list[str] = []
+        size = 0
+        deadline = None
+        while len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
+            try:
+                event = self._waiting.get(timeout=None if deadline is None else max(0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if event is _END:
+                return batch, True
+            batch.append(event)
+            size += len(event)
+            deadline = deadline or time.monotonic() + BATCH_SECONDS
+        return batch, False
+
+    def _send_batch(self, events: str) -> None:
+        headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
+        request = urllib.request.Request(self._url, events.encode(), headers)  # noqa: S310
+        pause = 0.5
+        while not self._give_up.is_set():
+            try:
+                with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:  # noqa: S310
+                    said = answer.read().decode()
+                if json.loads(said).get("details"):
+                    self._on_refused(200, said, events)
+                return
+            except urllib.error.HTTPError as error:
+                if error.code not in (408, 500, 502, 503, 504):
+                    self._on_refused(error.code, error.read().decode(errors="replace"), events)
+                    return
+            except (OSError, ValueError, http.client.HTTPException):
+                pass  # there was no answer, or not a whole one: the batch may be stored or not
+            self._give_up.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self._on_refused(0, "the process ended before it answered", events)

@@ -1,0 +1,34 @@
+// Send a batch with Node's fetch. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost.
+import { randomUUID } from "node:crypto";
+import { setTimeout as pause } from "node:timers/promises";
+
+const WORTH_ANOTHER_ATTEMPT = new Set([408, 500, 502, 503, 504]);
+
+/** Store events; return how many. Throws if they are refused, or if nobody answers in ten attempts. */
+export async function send(url, key, events) {
+  const headers = {
+    Authorization: `Bearer ${key}`,
+    "Content-Type": "application/json",
+    "Idempotency-Key": randomUUID(),
+  };
+  const body = JSON.stringify(events);
+  for (let attempt = 1; ; attempt++) {
+    let problem;
+    // Not AbortSignal.timeout: its timer keeps no process alive, so Node 20 ends while fetch waits on a closed connection.
+    const controller = new AbortController();
+    const timeout = setTimeout(() => controller.abort(), 35_000);
+    try {
+      const answer = await fetch(url, { method: "POST", headers, body, signal: controller.signal });
+      const text = await answer.text();
+      if (answer.ok) return JSON.parse(text).data.ingested;
+      problem = new Error(`${answer.status} ${text.trim()}`);
+      if (!WORTH_ANOTHER_ATTEMPT.has(answer.status)) attempt = Infinity;
+    } catch (error) {
+      problem = error; // no answer, or not a whole one
+    } finally {
+      clearTimeout(timeout);
+    }
+    if (attempt >= 10) throw problem;
+    await pause(Math.min(250 * 2 ** attempt, 10_000));
+  }
+}

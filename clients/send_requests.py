@@ -1,0 +1,27 @@
+"""Send a batch with requests. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost."""
+
+import uuid
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+_ATTEMPTS = Retry(
+    total=8,
+    backoff_factor=0.5,
+    backoff_max=10,
+    status_forcelist=(500, 502, 503, 504),
+    allowed_methods=None,  # POST, too
+)
+
+
+def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
+    """Store events; return how many. Raises requests.RequestException if they are refused or nobody answers."""
+    with requests.Session() as session:
+        session.mount(url, HTTPAdapter(max_retries=_ATTEMPTS))
+        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}
+        answer = session.post(url, json=events, headers=headers, timeout=35)
+    if not answer.ok:
+        raise requests.HTTPError(f"{answer.status_code}: {answer.text}", response=answer)
+    return int(answer.json()["data"]["ingested"])
