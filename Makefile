@@ -13,9 +13,9 @@ run: .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
 test: .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
 	.venv/bin/python -m pytest $(if $(TEST_DATABASE_URL),,-n 4 --dist worksteal)
 
-clients-test: .venv/dev ## Run the recipes of docs/clients.md and generated clients, with what they need
+clients-test: .venv/dev ## Run the recipes of docs/clients.md, generated clients and Parquet, with what they need
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
-	CLIENTS_TEST=1 .venv/bin/python -m pytest -n 4 tests/clients
+	CLIENTS_TEST=1 .venv/bin/python -m pytest -n 4 tests/clients tests/commands/test_import_options.py
 
 lint: .venv/dev ## Check style and types
 	.venv/bin/ruff check .

@@ -86,7 +86,8 @@ def load() -> tuple[schemas.Batch, bytes]:
 def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
     """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERRORS names."""
     key = read_idempotency_key()
-    fingerprint = hashlib.sha256(data).digest() if key else None
+    kind = b"ndjson" if key and body.is_ndjson(request) else b""  # the same bytes can be other events
+    fingerprint = hashlib.sha256(kind + data).digest() if key else None
     text, valid, size = json_text.storable_text(batch.text), batch.valid, len(batch.events)
     return current_storage().store(g.api_key, storage.EventBatch(text, valid, size, key, fingerprint))
 

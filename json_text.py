@@ -67,7 +67,7 @@ class Parser:
             check = None
             if _UNSTORABLE.search(text):
                 check = _check_keys
-                self._unstorable += len(_UNSTORABLE_RUN.findall(text))
+                self._unstorable += len(_UNSTORABLE_RUN.findall(text.replace(r"\\", "  ")))
                 if self._unstorable > MAX_UNSTORABLE:
                     raise TooMuch("There are too many characters that can't be stored, such as U+0000")
             value = json.loads(
@@ -99,6 +99,7 @@ _UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _UNSTORABLE_RUN = re.compile(
     r"(?:\\u0000|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)++"
 )
+_LOST = re.compile("[\\0\\ud800-\\udfff]")  # in a parsed string
 _SPLIT = re.compile(
     r"((?:[^\\]++|\\[^u]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?!0000|[dD][89a-fA-F])....)*+)"
     r"((?:\\u(?:0000|[dD][c-fC-F]..|[dD][89abAB]..(?!\\u[dD][c-fC-F])))++)?+",
@@ -116,9 +117,8 @@ def storable_text(json_text: str) -> str:
 def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its members. Raises InvalidJSON if two different keys would become one when they are stored."""
     value = dict(members)
-    if unprintable := [key for key in value if not key.isprintable()]:
-        changed = [key.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for key in unprintable]
-        stored = {key.replace("\0", "\ufffd") for key in changed}.union(key for key in value if key.isprintable())
-        if len(stored) < len(value):
+    if changed := [key for key in value if _LOST.search(key)]:
+        stored = {_LOST.sub("\ufffd", key) for key in changed}
+        if len(stored) < len(changed) or not stored.isdisjoint(value):
             raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
     return value

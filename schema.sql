@@ -72,6 +72,23 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (org_id, key)
 );
 
+-- The runs of `import`. Only one at a time runs into an organization, so the events of a run are those with the source
+-- `import` that were received from its beginning to its end.
+CREATE TABLE imports (
+    org_id     text NOT NULL,
+    id         bigserial,
+    file       text NOT NULL,  -- its path, or - for standard input
+    options    text NOT NULL,
+    began_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at   timestamptz,  -- NULL: it runs, or its process was killed
+    read       bigint NOT NULL DEFAULT 0,  -- rows
+    stored     bigint NOT NULL DEFAULT 0,
+    skipped    bigint NOT NULL DEFAULT 0,  -- stored by an earlier run
+    rejected   bigint NOT NULL DEFAULT 0,
+    undone_at  timestamptz,
+    PRIMARY KEY (org_id, id)
+);
+
 -- Stores the events of a batch in one transaction: makes the rows from the body itself, so that numbers keep every digit,
 -- counts them, and keeps the answer under the idempotency key, if there is one.
 --
@@ -157,11 +174,6 @@ BEGIN
     END IF;
 
     v_events := coalesce(p_body -> 'events', p_body);
-    IF p_indexes IS NOT NULL THEN
-        SELECT jsonb_agg(e.event ORDER BY e.number) INTO v_events
-        FROM jsonb_array_elements(v_events) WITH ORDINALITY AS e (event, number)
-        JOIN unnest(p_indexes) AS i ON e.number = i + 1;
-    END IF;
     INSERT INTO audit_events
         (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
     SELECT
@@ -180,8 +192,15 @@ BEGIN
         ),
         coalesce(e.metadata, '{}'),
         now()
-    FROM jsonb_to_recordset(v_events)
-        AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb);
+    FROM (
+        SELECT r.*
+        FROM jsonb_to_recordset(CASE WHEN p_indexes IS NULL THEN v_events ELSE '[]' END)
+            AS r (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
+        UNION ALL
+        SELECT r.*
+        FROM unnest(p_indexes) AS i,
+            jsonb_to_record(v_events -> i) AS r (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
+    ) AS e;
 
     INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
     VALUES (

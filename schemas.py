@@ -242,6 +242,7 @@ def _load_lines(body: bytes, max_events: int) -> tuple[str, list[Any]]:
     texts: list[str] = []
     events: list[Any] = []
     parser = Parser()
+    number, counted = 1, 0
     for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
         if len(events) > max_events:  # one event too many is enough to refuse the batch
             break
@@ -250,7 +251,8 @@ def _load_lines(body: bytes, max_events: int) -> tuple[str, list[Any]]:
         except TooMuch:
             raise
         except InvalidJSON as error:
-            number = body.count(b"\n", 0, line.start()) + 1
+            number += body.count(b"\n", counted, line.start())
+            counted = line.start()
             text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
         texts.append(text)
         events.append(event)

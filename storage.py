@@ -16,7 +16,7 @@ import psycopg
 
 from database import LOCK_TIMEOUT, Connection, Database, LockTimeout, OutOfMemory, Unavailable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Unauthorized(Exception):

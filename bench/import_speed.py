@@ -19,7 +19,8 @@ import psycopg
 
 from bench.run import bodies
 from commands.importer.files import Source, read_rows
-from commands.importer.rows import ColumnMapping
+from commands.importer.mapping import Options
+from commands.importer.rows import EventMaker
 from commands.quota import quota_use
 from dev import postgres
 from dev.service import set_up
@@ -65,7 +66,7 @@ def import_file(url: str, file: Path) -> float:
 
 def reading(file: Path) -> float:
     """Microseconds a row: from the file to the event's JSON text, judged."""
-    mapping = ColumnMapping({"timestamp": "created_at"} if file.suffix == ".csv" else {})
+    mapping = EventMaker(Options({"timestamp": "created_at"} if file.suffix == ".csv" else {}))
     began = time.perf_counter()
     with Source(str(file), None) as source:
         for _ in mapping.events(read_rows(source, file.suffix[1:], 2**20, mapping.check_header)):

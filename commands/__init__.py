@@ -6,6 +6,7 @@ from flask import Flask
 def init_app(app: Flask) -> None:
     """Register the commands. A new one is a file here and a line below."""
     from commands import events, importer, keys, prune, quota, schema
+    from commands.importer import records
 
     app.cli.add_command(schema.init_db)
     app.cli.add_command(keys.keys)
@@ -13,4 +14,5 @@ def init_app(app: Flask) -> None:
     app.cli.add_command(quota.usage)
     app.cli.add_command(events.events)
     app.cli.add_command(importer.import_)
+    app.cli.add_command(records.imports)
     app.cli.add_command(prune.prune)

@@ -9,7 +9,8 @@ BEGIN;
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
 
 -- All at once and in one order, or requests and this would wait for each other.
-LOCK TABLE schema_version, organizations, api_keys, audit_events, monthly_usage, idempotency_keys IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE schema_version, organizations, api_keys, audit_events, monthly_usage, idempotency_keys, imports
+    IN ACCESS EXCLUSIVE MODE;
 
 -- by name: on the way a table can get another oid
 CREATE TEMPORARY TABLE wanted (number integer, name text, colocated text) ON COMMIT DROP;
@@ -19,7 +20,8 @@ INSERT INTO wanted VALUES
     (3, 'api_keys', NULL),
     (4, 'audit_events', 'none'),
     (5, 'monthly_usage', 'audit_events'),
-    (6, 'idempotency_keys', 'audit_events');
+    (6, 'idempotency_keys', 'audit_events'),
+    (7, 'imports', 'audit_events');
 DELETE FROM wanted WHERE name::regclass IN (SELECT logicalrelid FROM pg_dist_partition);
 
 SELECT CASE WHEN colocated IS NULL

@@ -75,7 +75,7 @@ def test_every_command_is_documented() -> None:
     for name, each in app.cli.commands.items():
         names |= {f"{name} {sub}" for sub in each.commands} if isinstance(each, click.Group) else {name}
     table = README.partition("## Commands")[2].partition("## Configuration")[0]
-    documented = set(re.findall(r"^\| `((?:keys )?[a-z-]+)", table, re.MULTILINE))
+    documented = set(re.findall(r"^\| `((?:keys |imports )?[a-z-]+)", table, re.MULTILINE))
     assert names == documented
 
 
@@ -84,8 +84,10 @@ def test_the_fields_of_an_event_are_the_same_everywhere() -> None:
     table = README.partition("## API")[2].partition("## Commands")[0]
     assert re.findall(r"^\| (\w+) \| (?:string|object) \|", table, re.MULTILINE) == fields
     schema = (ROOT / "schema.sql").read_text()
-    [recordset] = re.findall(r"AS e \((type text, .+)\);", schema)
-    assert [column.split()[0].strip('"') for column in recordset.split(", ")] == fields
+    records = re.findall(r"AS r \((type text, .+)\)", schema)
+    assert len(records) == 2
+    for record in records:
+        assert [column.split()[0].strip('"') for column in record.split(", ")] == fields
 
 
 def test_every_file_that_the_documentation_names_is_there() -> None:

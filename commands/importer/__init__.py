@@ -1,27 +1,33 @@
 """`import`: store the rows of a file as events, exactly once.
 
-files.py turns bytes into rows, rows.py turns rows into events, chunks.py stores events, rejects.py keeps what is left.
+files.py turns bytes into rows, mapping.py finds an event's fields in a row, rows.py makes the event, chunks.py stores
+events, rejects.py keeps what is left, and records.py has the table of imports.
 """
 
+import codecs
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import click
+import jmespath
+import jmespath.exceptions
 import psycopg
 from flask import current_app
 
 import database
-from commands.base import AlreadyRunning, check_organization, command, session
-from commands.importer.chunks import Chunks, Import, QuotaEnded
+from commands.base import check_organization, command, session
+from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
 from commands.importer.files import Source, Unreadable, format_of, read_rows
+from commands.importer.lock import only_import
+from commands.importer.mapping import FIELDS, Options, snake_case
+from commands.importer.records import Record
 from commands.importer.rejects import RejectsFile
-from commands.importer.rows import FIELDS, ColumnMapping, snake_case
+from commands.importer.rows import EventMaker
 from commands.output import printable, progress
 from commands.parameters import Name, TimeZone
-from database import Connection
+from commands.quota import quota_use
 
 
 class Field(click.ParamType[tuple[str, str]]):
@@ -39,60 +45,155 @@ class Field(click.ParamType[tuple[str, str]]):
         return field, given
 
 
+class Translation(click.ParamType[tuple[str, str, str]]):
+    """FIELD:FROM=TO."""
+
+    name = "translation"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, str]:
+        if isinstance(value, tuple):
+            return value
+        field, colon, pair = value.partition(":")
+        old, equals, new = pair.rpartition("=")
+        field = {snake_case(each): each for each in FIELDS}.get(field, field)
+        if field not in FIELDS or not colon or not equals:
+            self.fail(f"{value!r} is not FIELD:FROM=TO, where FIELD is one of {', '.join(FIELDS)}", param, ctx)
+        return field, old, new
+
+
+class Expression(click.ParamType[Any]):
+    name = "expression"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return jmespath.compile(value) if isinstance(value, str) else value
+        except jmespath.exceptions.JMESPathError:
+            self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]", param, ctx)
+
+
+class Delimiter(click.ParamType[str]):
+    name = "character"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+        if len(value) != 1 or value in '\r\n" ':
+            self.fail(f"{value!r} is not one character, such as ; or tab", param, ctx)
+        return value
+
+
+class Encoding(click.ParamType[str]):
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            b"".decode(value)
+            return codecs.lookup(value).name
+        except LookupError:
+            self.fail(f"{value!r} is not an encoding; use a name such as cp1252, latin-1 or utf-16", param, ctx)
+
+
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--org", type=Name(), required=True, help="The organization that the events belong to.")
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["csv", "ndjson", "json"]),
+    type=click.Choice(["csv", "ndjson", "json", "parquet"]),
     help="By default the name of FILE says it. json is an array, or an object whose `events` is one.",
 )
 @click.option(
-    "--map", "renamed", type=Field(), multiple=True, metavar="FIELD=COLUMN", help="The column that a field is in."
+    "--map",
+    "sources",
+    type=Field(),
+    multiple=True,
+    metavar="FIELD=COLUMN",
+    help="The column that a field is in, or a JMESPath expression over the row.",
 )
 @click.option("--set", "constants", type=Field(), multiple=True, metavar="FIELD=VALUE", help="One value for all rows.")
 @click.option("--timezone", "zone", type=TimeZone(), help="For timestamps without one: UTC, Europe/Berlin.")
-@click.option("--dry-run", is_flag=True, help="Check the rows, and store nothing.")
+@click.option(
+    "--map-value",
+    "translations",
+    type=Translation(),
+    multiple=True,
+    metavar="FIELD:FROM=TO",
+    help="Replace a value of a field; * is every other value.",
+)
+@click.option("--drop", "dropped", multiple=True, metavar="COLUMN", help="Leave a column out of metadata.")
+@click.option("--each", type=Expression(), help="JSON: the list of rows in a document, as a JMESPath expression.")
+@click.option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
+@click.option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
+@click.option("--time-format", default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'.")
+@click.option("--timestamp-now", is_flag=True, help="No row has a timestamp: date them at the time of the import.")
+@click.option("--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import.")
+@click.option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
+@click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
 @command
 def import_(
     file: str,
     org: str,
     file_format: str | None,
-    renamed: tuple[tuple[str, str], ...],
+    sources: tuple[tuple[str, str], ...],
     constants: tuple[tuple[str, str], ...],
     zone: ZoneInfo | None,
+    translations: tuple[tuple[str, str, str], ...],
+    dropped: tuple[str, ...],
+    each: Any,
+    delimiter: str | None,
+    encoding: str | None,
+    time_format: str,
+    timestamp_now: bool,
+    changed_file: bool,
+    rejects_path: str | None,
     dry_run: bool,
 ) -> None:
-    """Store the rows of FILE (CSV, NDJSON or JSON, also as .gz; - is standard input) as events of an organization.
+    """Store the rows of FILE (CSV, NDJSON, JSON or Parquet, also as .gz; - is standard input) as events.
 
     Events are stored exactly once: after an interruption, or when it is run again, it skips what is stored. Rows that
-    can't be events go to FILE.rejects.ndjson; mended there, that file can be imported. Exit status: 0 all is stored, 1
-    it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used up, 130 Ctrl-C.
+    can't be events go to FILE.rejects.ndjson; mended there, that file can be imported. `imports undo` takes an import
+    back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
+    up, 130 Ctrl-C.
     """
-    file_format = file_format or format_of(file)
+    file_format = file_format or ("json" if each else format_of(file))
     if file_format is None:
-        raise click.UsageError("The name does not say the format: add --format csv, ndjson or json.")
+        raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
+    table: dict[str, dict[str, str]] = {}
+    for field, value, new in translations:
+        table.setdefault(field, {})[value] = new
+    options = Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now)
     try:
-        mapping = ColumnMapping(dict(renamed), dict(constants), zone)
+        maker = EventMaker(options, zone, time_format)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     shown = printable(file)
     with ExitStack() as stack:
         connection = stack.enter_context(session(with_timeouts=True))
         check_organization(connection, org)
-        chunks = None if dry_run else stack.enter_context(only_import(connection, org))
-        rejects = stack.enter_context(RejectsFile(file))
-        job = Import(chunks, rejects.write)
+        rejects = stack.enter_context(RejectsFile(file, rejects_path))
+        chunks = record = None
+        if not dry_run:
+            stack.enter_context(only_import(connection, org))
+            chunks, record = Chunks(connection, org), Record(connection, org, file, " ".join(sys.argv[1:]))
+        earlier = record.earlier if record and not changed_file else 0
+        job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
         problem, status = "", 0
         try:
-            source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None)))
-            rows = read_rows(source, file_format, current_app.config["MAX_BODY_BYTES"], mapping.check_header)
+            source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None), encoding))
+            max_bytes = current_app.config["MAX_BODY_BYTES"]
+            rows = read_rows(source, file_format, max_bytes, maker.check_header, delimiter=delimiter, each=each)
             show_progress = stack.enter_context(progress(source.size, "rows"))
-            for _ in job.run(mapping.events(rows)):
+            for _ in job.run(maker.events(rows)):
                 show_progress(source.position(), job.read)
+                if record:
+                    record.update(job.counts, has_ended=False)
         except Unreadable as error:
             problem, status = f"{shown}: {error}", 1
+        except AllRejected as error:
+            problem, status = f"{shown}: the first {error} rows are all rejected", 3
+        except Changed as error:
+            problem = f"{shown}: from about line {error} on, its rows are not those that its last import stored. Import"
+            problem += " changed rows as a file of their own, undo that import, or store all of them: --changed-file"
+            status = 1
         except QuotaEnded as error:
             problem, status = f"the month's quota is used up; line {error} of {shown} is the first not stored", 4
             problem += "; run it again to go on from there"
@@ -100,27 +201,19 @@ def import_(
             problem, status = f"{': '.join(error.args)}; run it again to go on", 1
         except KeyboardInterrupt:
             problem, status = "interrupted; run it again to go on", 130
+        if record:
+            with suppress(psycopg.Error):
+                record.update(job.counts, has_ended=True)
+        remaining = quota_use(connection, org).remaining if dry_run else None
     if dry_run:
         fate = f"valid {job.read - job.rejected}, stored none"
     else:
         fate = f"stored {job.stored}, already stored {job.skipped}"
     click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
+    for reason, count in job.reasons.most_common(10):
+        click.echo(f"  {count:,} x {printable(reason)}", err=True)
+    if dry_run:
+        click.echo(f"the month's quota has room for {'any number' if remaining is None else remaining}")
     if problem:
         click.echo(f"Error: {problem}", err=True)
     sys.exit(status or (3 if job.rejected else 0))
-
-
-@contextmanager
-def only_import(connection: Connection, org_id: str) -> Iterator[Chunks]:
-    """Let no other import into the organization run meanwhile. Raises AlreadyRunning if one does."""
-    [(locked,)] = connection.execute(
-        "SELECT pg_try_advisory_lock(hashtext('igris-ingest import'), hashtext(%s))", [org_id]
-    ).fetchall()
-    if not locked:
-        raise AlreadyRunning(f"another import into {org_id!r} is running")
-    try:
-        yield Chunks(connection, org_id)
-    finally:
-        # closing the connection gives the lock back, too, but some time later
-        with suppress(psycopg.Error):
-            connection.execute("SELECT pg_advisory_unlock_all()")

@@ -1,6 +1,7 @@
 """Store events in chunks, each exactly once."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,12 +17,25 @@ CHUNK_BYTES = 2**20
 """A chunk ends with the event that reaches one of these. They may grow, but never shrink: a rerun looks for what was
 stored before no further ahead than its own chunk reaches."""
 
+MAX_FIRST_REJECTS = 1000
+"""An import ends if so many rows at the beginning are all rejected."""
+
+MAX_REASONS = 1000
+
 CHUNK_KEY = "import\t"
 """The beginning of the idempotency keys of chunks. A client's key can't have a tab."""
 
 
 class QuotaEnded(Exception):
     """The month's quota is used up. The argument is the line of the first event that is not stored."""
+
+
+class Changed(Exception):
+    """An earlier import of the file stored other rows from here on. The argument is the line of the first."""
+
+
+class AllRejected(Exception):
+    """None of the first rows can be an event. The argument is how many that are."""
 
 
 class Chunks:
@@ -43,6 +57,12 @@ class Chunks:
                 [self._org_id, list(numbers)],
             ).fetchall()
         return {numbers[key]: ingested for key, ingested in rows}
+
+    def accepts(self, event: str, key: str) -> bool:
+        """Return True if an event could be stored; it is not. Raises what `store` does."""
+        with translate_errors(), self._connection.transaction(force_rollback=True):
+            self.store([event], key)
+        return True
 
     def store(self, events: list[str], key: str) -> bool:
         """Store events, as JSON, in one transaction; return False if that was done before.
@@ -79,9 +99,10 @@ class Import:
     after it has been read too: an earlier chunk that covers an event ends there at the latest.
     """
 
-    def __init__(self, chunks: Chunks | None, on_reject: Callable[[Reject], None]) -> None:
-        """Without `chunks` nothing is stored."""
+    def __init__(self, chunks: Chunks | None, on_reject: Callable[[Reject], None], earlier: int = 0) -> None:
+        """Without `chunks` nothing is stored. The first `earlier` events must be those that were stored before."""
         self._chunks = chunks
+        self._earlier = earlier
         self._on_reject = on_reject
         self._done = 0  # events that are stored or skipped
         self._done_digest = hashlib.sha256()
@@ -92,11 +113,17 @@ class Import:
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
         self.read = self.stored = self.skipped = self.rejected = 0
+        self.reasons: Counter[str] = Counter()
+        """How many rows were rejected for which reason, for the first MAX_REASONS of them."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"read": self.read, "stored": self.stored, "skipped": self.skipped, "rejected": self.rejected}
 
     def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
         """Store the events; yield now and then.
 
-        Raises QuotaEnded, and Unreadable when what came before is stored.
+        Raises QuotaEnded, Changed, AllRejected, and Unreadable when what came before is stored.
         """
         unreadable = None
         try:
@@ -104,6 +131,8 @@ class Import:
                 self.read += 1
                 if isinstance(item, Reject):
                     self._reject(item)
+                    if self.rejected == self.read == MAX_FIRST_REJECTS:
+                        raise AllRejected(self.read)
                     continue
                 self._append(item)
                 while len(self._limits) > 1:
@@ -153,7 +182,11 @@ class Import:
 
     def _store(self, chunks: Chunks, size: int) -> None:
         """Store that many of the pending events, or fewer."""
+        if self._done < self._earlier:
+            size = 1  # either PostgreSQL refused this event before, too, or it is another one than before
         try:
+            if self._done < self._earlier and chunks.accepts(self._pending[0].event.text, self._pending[0].key):
+                raise Changed(self._pending[0].event.line)
             new = chunks.store([each.event.text for each in self._pending[:size]], self._pending[size - 1].key)
         except QuotaExceeded as error:
             if not error.args[0]:
@@ -199,4 +232,7 @@ class Import:
 
     def _reject(self, reject: Reject) -> None:
         self.rejected += 1
+        reason = reject.reason if len(reject.reason) <= 200 else f"{reject.reason[:200]}..."
+        if reason in self.reasons or len(self.reasons) < MAX_REASONS:
+            self.reasons[reason] += 1
         self._on_reject(reject)

@@ -2,20 +2,37 @@
 
 import codecs
 import csv
+import datetime
 import gzip
+import io
 import json
 import os
 import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jmespath.exceptions
+import simplejson
+
 import json_text
 
-FORMATS = {".rejects.ndjson": "rejects", ".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "json"}
-"""The formats by the end of a file's name. `rejects` are lines of a RejectsFile, with rows in any form."""
+FORMATS = {
+    ".rejects.ndjson": "rejects",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+"""The formats by the end of a file's name. What is NDJSON or JSON by its name, and begins with a
+reject, is a file of rejects, too."""
+
+DELIMITERS = ",;\t|"
 
 MAX_SHOWN = 1000
 """The characters of a line that a reject shows if the line is not JSON."""
@@ -55,9 +72,12 @@ def format_of(name: str) -> str | None:
 
 
 class Source:
-    """A file, or standard input for `-`. It is inflated if it is gzip, whatever its name. Raises Unreadable."""
+    """A file, or standard input for `-`, as UTF-8. Raises Unreadable.
 
-    def __init__(self, path: str, stdin: Any) -> None:
+    It is inflated if it is gzip, whatever its name. UTF-16 is known by its mark, another encoding by `encoding`.
+    """
+
+    def __init__(self, path: str, stdin: Any, encoding: str | None = None) -> None:
         try:
             self._file: Any = stdin if path == "-" else Path(path).open("rb")  # noqa: SIM115
             status = os.fstat(self._file.fileno())
@@ -66,13 +86,31 @@ class Source:
             raise Unreadable(str(getattr(error, "strerror", "it is closed"))) from None
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """The size in bytes; None if it is not an ordinary file."""
-        self._stream = gzip.GzipFile(fileobj=self._file) if gzipped else self._file
+        self._stream: Any = gzip.GzipFile(fileobj=self._file) if gzipped else self._file
+        begin = self.peek(8)
+        if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and encoding is None:
+            encoding = "utf-16"
+        if begin.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+            self._file.close()
+            raise Unreadable("it is a spreadsheet or an archive: save the sheet as CSV UTF-8 and import that")
+        self.is_parquet = begin.startswith(b"PAR1")
+        if encoding is not None:
+            self._stream = io.BufferedReader(_AsUtf8(self._stream, encoding), 2**16)
 
     def __enter__(self) -> "Source":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def file(self) -> Any:
+        """The file itself, for formats that are not read from the beginning to the end."""
+        return self._file
+
+    def peek(self, size: int) -> bytes:
+        """Return at least that many of the next bytes, if there are so many, and leave them to be read."""
+        return self._guarded(self._stream.peek, size)
 
     def position(self) -> int:
         """Return how many of the `size` bytes have been read."""
@@ -89,17 +127,63 @@ class Source:
             return read(size)
         except (OSError, EOFError, zlib.error) as error:  # gzip's three ways to say that it is damaged
             raise Unreadable(str(error)) from None
+        except UnicodeError as error:
+            raise Unreadable(
+                f"Not {error.args[0]}: {error.reason if isinstance(error, UnicodeDecodeError) else error}"
+            ) from None
 
 
-def read_rows(source: Source, file_format: str, max_bytes: int, check_header: Callable[[list[str]], None]) -> Rows:
+class _AsUtf8(io.RawIOBase):
+    """What a stream holds, in UTF-8 instead of its own encoding. Reading raises UnicodeError if it has another one."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._stream = stream
+        self._decode = codecs.getincrementaldecoder(encoding)().decode
+        self._pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        is_end = False
+        while not self._pending and not is_end:
+            data = self._stream.read(2**16)
+            is_end = not data
+            self._pending = self._decode(data, is_end).encode("utf-8", "surrogatepass")
+        size = min(len(buffer), len(self._pending))
+        buffer[:size] = self._pending[:size]
+        self._pending = self._pending[size:]
+        return size
+
+
+def read_rows(
+    source: Source,
+    file_format: str,
+    max_bytes: int,
+    check_header: Callable[[list[str]], None],
+    *,
+    delimiter: str | None = None,
+    each: Any = None,
+) -> Rows:
     """Yield the rows of a file in their order, or a Reject for what is not a row.
 
-    `file_format` is one of FORMATS. A row has at most `max_bytes`. `check_header` gets the names of a CSV's columns and
-    may raise Unreadable. Raises Unreadable if the file as a whole makes no sense, or no row can be told from here on.
+    `file_format` is one of FORMATS. A row has at most `max_bytes`. `check_header` gets the names of the columns, where
+    the file says them at its beginning, and may raise Unreadable. `delimiter` is CSV's; None finds it. `each` is a
+    compiled JMESPath expression for the list of rows in a JSON document. Raises Unreadable if the file as a whole makes
+    no sense, or no row can be told from here on.
     """
+    if source.is_parquet or file_format == "parquet":
+        return _read_parquet(source, check_header)
     if file_format == "csv":
-        return _read_csv(source, max_bytes, check_header)
-    return {"ndjson": _read_ndjson, "json": _read_json, "rejects": _read_rejects}[file_format](source, max_bytes)
+        return _read_csv(source, max_bytes, check_header, delimiter)
+    if file_format == "rejects" or _REJECT.match(source.peek(100)):
+        return _read_rejects(source, max_bytes)
+    if each is not None:
+        return _read_each(source, max_bytes, each)
+    return {"ndjson": _read_ndjson, "json": _read_json}[file_format](source, max_bytes)
+
+
+_REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"reason"\s*:\s*"')
 
 
 class _Lines:
@@ -206,10 +290,10 @@ class _CsvLines:
         return Unreadable(f"line {self.first_line}: a quote in this row is never closed")
 
 
-def _read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]], None]) -> Rows:
+def _read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]], None], delimiter: str | None) -> Rows:
     lines = _CsvLines(source, max_bytes)
     csv.field_size_limit(max_bytes)  # of the whole process, which does nothing else
-    rows = csv.reader(lines, strict=True)
+    rows = csv.reader(lines, strict=True, delimiter=delimiter or _delimiter(source.peek(2**16)))
     try:
         header = next(rows, None)
     except (csv.Error, InvalidRow) as error:
@@ -240,6 +324,84 @@ def _read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]]
         else:
             value = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
             yield Row(lines.first_line, value, None)
+
+
+def _delimiter(begin: bytes) -> str:
+    """Return the delimiter that splits the header row into the most cells. csv.Sniffer also guesses letters."""
+    header = begin.partition(b"\n")[0].decode("utf-8", "replace")
+    return max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), ())))
+
+
+def _read_parquet(source: Source, check_header: Callable[[list[str]], None]) -> Rows:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise Unreadable("Parquet needs the package pyarrow: pip install pyarrow, or export the rows as CSV") from None
+    try:
+        table = parquet.ParquetFile(source.file)
+        check_header(table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(1000):
+            for row in batch.to_pylist():
+                number += 1
+                try:
+                    yield Row(number, {name: each for name in row if (each := _as_json(row[name])) is not None}, None)
+                except InvalidRow as error:
+                    yield Reject(number, str(error), json.dumps(str(row)[:MAX_SHOWN]))
+    except (ArrowException, OSError) as error:
+        raise Unreadable(f"Not Parquet: {error}") from None
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value of Parquet as JSON has it; NaN, which stands for nothing in pandas, as None."""
+    match value:
+        case float() if value != value:
+            return None
+        case float() if value in (float("inf"), float("-inf")):
+            raise InvalidRow("Infinity is not JSON")
+        case dict():
+            return {name: _as_json(each) for name, each in value.items()}
+        case list():
+            return [_as_json(each) for each in value]
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise InvalidRow("A column has bytes that are no text") from None
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case None | bool() | int() | float() | str() | Decimal():
+            return value
+    return str(value)
+
+
+MAX_DOCUMENT = 2**26
+"""The bytes of a JSON document that is searched by --each: it is parsed as a whole."""
+
+
+def _read_each(source: Source, max_bytes: int, each: Any) -> Rows:
+    pieces, size = [], 0
+    while piece := source.read(2**20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_DOCUMENT:
+            raise Unreadable(f"--each takes documents of up to {MAX_DOCUMENT} bytes: make the rows NDJSON")
+    raw = b"".join(pieces).removeprefix(codecs.BOM_UTF8)
+    try:
+        json_text.Parser().parse(raw)  # refuses what is not JSON
+        found = each.search(simplejson.loads(raw.decode(), use_decimal=True))
+    except json_text.InvalidJSON as error:
+        raise Unreadable(f"Invalid JSON: {error}") from None
+    except jmespath.exceptions.JMESPathError as error:
+        raise Unreadable(f"--each: {error}") from None
+    if not isinstance(found, list):
+        raise Unreadable("--each finds no list in the document")
+    for number, value in enumerate(found, 1):
+        text = simplejson.dumps(value, use_decimal=True)
+        if len(text) > max_bytes:
+            yield Reject(number, f"The row has more than {max_bytes} bytes", json.dumps(text[:MAX_SHOWN]))
+        else:
+            yield Row(number, value, text)
 
 
 def _read_json(source: Source, max_bytes: int) -> Rows:
@@ -367,7 +529,7 @@ def _not_utf8(raw: bytes | bytearray) -> str:
         if not raw.isascii():
             raw.decode()
     except UnicodeDecodeError as error:
-        return f"Not UTF-8: {error.reason} at byte {error.start}"
+        return f"Not UTF-8: {error.reason} at byte {error.start}; name another encoding with --encoding"
     return ""
 
 

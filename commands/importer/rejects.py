@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +12,24 @@ import click
 from commands.importer.files import Reject
 from commands.output import printable
 
+MAX_REJECTS_FILES = 1000
+
 
 class RejectsFile:
-    """The file beside an imported one that gets its rejected rows, if there are any: a line of JSON each.
+    """The file that gets the rejected rows, if there are any: a line of JSON each.
 
-    A file of an earlier run becomes a backup (~): somebody may be mending it. For standard input, and what is no
-    ordinary file, it is made in the current folder.
+    It is made beside the imported file, under a name that is not taken: somebody may be mending an earlier one. For
+    standard input, and what is no ordinary file, it is made in the current folder.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, path: str | None = None) -> None:
+        """`path` names it; then it must not be there yet."""
         name = "stdin" if file == "-" else file
-        self._path = Path(f"{name if Path(name).is_file() else Path(name).name}.rejects.ndjson")
+        name = name if Path(name).is_file() else Path(name).name
+        self._paths = [path] if path else [f"{name}.rejects.ndjson"]
+        if not path:
+            self._paths += [f"{name}.rejects-{number}.ndjson" for number in range(2, MAX_REJECTS_FILES + 1)]
+        self._path = Path(self._paths[0])
         self._file: IO[str] | None = None
 
     @property
@@ -33,22 +39,22 @@ class RejectsFile:
 
     def write(self, reject: Reject) -> None:
         with self._errors():
-            if not self._file:
-                # never through a link, and never into what somebody else has put there
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-                self._file = os.fdopen(os.open(self._path, flags, 0o666), "w")
+            self._file = self._file or self._open()
             line, reason, row = reject
             self._file.write(f'{{"line": {line}, "reason": {json.dumps(reason)}, "row": {row}}}\n')
 
-    def __enter__(self) -> "RejectsFile":
-        with self._errors():
+    def _open(self) -> IO[str]:
+        for path in self._paths:
+            self._path = Path(path)
             try:
-                mode = self._path.lstat().st_mode
-            except FileNotFoundError:
-                return self
-            if not stat.S_ISREG(mode):
-                raise OSError(0, "it is not an ordinary file; move it away")
-            self._path.replace(f"{self._path}~")
+                # never through a link, and never into what somebody else has put there
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                return os.fdopen(os.open(self._path, flags, 0o666), "w")
+            except FileExistsError:
+                continue
+        raise OSError(0, "there is a file of that name; move it away")
+
+    def __enter__(self) -> "RejectsFile":
         return self
 
     def __exit__(self, *_: object) -> None:

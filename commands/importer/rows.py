@@ -1,12 +1,11 @@
-"""Turn rows into events: which column is which field, and what a value means."""
+"""Turn rows into events: what their values mean, and what becomes metadata."""
 
-import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
 import simplejson
@@ -14,8 +13,10 @@ import simplejson
 import json_text
 import schemas
 from commands.importer.files import InvalidRow, Reject, Row, Rows, Unreadable, one_line
+from commands.importer.mapping import FIELDS, FieldFinder, Options
 
-FIELDS = tuple(schemas.Event().fields)
+FIRST_ROWS, FIRST_BYTES = 1000, 2**22
+"""The rows of NDJSON or JSON, and their bytes, in which the columns of --map and a timestamp are looked for."""
 
 MAX_ROW_SHOWN = 2**16
 """The characters up to which a reject shows a row as a whole. Of a longer one it shows the beginning."""
@@ -28,55 +29,34 @@ class Event(NamedTuple):
     """JSON, ready to be stored."""
 
 
-class ColumnMapping:
-    """Says which column is which field, and what all rows have in common.
+class EventMaker:
+    """Makes events of rows. `zone` is for timestamps without one, `time_format` (of strptime) for other forms.
 
-    `renamed` gives the columns of fields that are called something else, `constants` the fields with the same value in
-    every row, `zone` is for timestamps without one. Columns that are no field become members of metadata. Raises
-    ValueError if a constant is not a value of its field.
+    Columns that are no field become members of metadata. Raises ValueError if a constant is not a value of its field.
     """
 
-    def __init__(
-        self,
-        renamed: Mapping[str, str] | None = None,
-        constants: Mapping[str, str] | None = None,
-        zone: ZoneInfo | None = None,
-    ) -> None:
-        self._renamed = dict(renamed or {})
-        self._constants = dict(constants or {})
+    def __init__(self, options: Options | None = None, zone: ZoneInfo | None = None, time_format: str = "") -> None:
+        self._options = options or Options()
         self._zone = zone
-        self._candidates = [(field, self._columns_of(field)) for field in FIELDS if field not in self._constants]
+        self._time_format = time_format
+        self._finder: FieldFinder | None = None
+        self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
         try:
-            self._event({"type": "custom", "toolName": "x"}, {})
+            self._event({"type": "custom", "toolName": "x", **self._options.constants}, {})
         except InvalidRow as error:
             raise ValueError(f"{error}") from None
-
-    def _columns_of(self, field: str) -> list[str]:
-        """Return the columns that can hold a field; the first that a row has counts."""
-        own = [name for name in dict.fromkeys((field, snake_case(field))) if name not in self._renamed.values()]
-        return [self._renamed[field], *own] if field in self._renamed else own
 
     def check_header(self, names: list[str]) -> None:
         """Raise Unreadable if a row with these columns can't be an event."""
         for name, count in Counter(names).items():
             if name and count > 1:
                 raise Unreadable(f"the header row has the column {name!r} twice")
-        if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
-            raise Unreadable(f"the header row has one column, {names[0]!r}: separate them by commas")
-        for field, column in self._renamed.items():
-            if column not in names:
-                nearest = difflib.get_close_matches(column, names, 1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-                raise Unreadable(f"no column is called {column!r}, as --map {field}={column} has it{hint}")
-        for field, columns in self._candidates:
-            if field in ("type", "toolName") and not set(columns) & set(names):
-                raise Unreadable(
-                    f"no column is called {field!r} (there are {', '.join(map(repr, names))}): name one with "
-                    f"--map {field}=COLUMN, or the same value for all rows with --set {field}=VALUE"
-                )
+        self._finder = FieldFinder(self._options, names, is_complete=True)
 
     def events(self, rows: Rows) -> Iterator[Event | Reject]:
         """Yield the event of each row, or a Reject that says why it can't be one."""
+        if self._finder is None:
+            rows = self._check_first_rows(rows)
         for row in rows:
             if isinstance(row, Reject):
                 yield row
@@ -87,6 +67,28 @@ class ColumnMapping:
                 yield Reject(row.line, str(error), _shown(row))
             except RecursionError:  # it was just not too deep for the parser
                 yield Reject(row.line, "Nested too deep", _shown(row))
+
+    def _check_first_rows(self, rows: Rows) -> Rows:
+        """Look at which members the first rows have; return all rows. Raises Unreadable if the options don't fit."""
+        first: list[Row | Reject] = []
+        names: dict[str, None] = {}
+        size = 0
+        problem = None
+        try:
+            for row in rows:
+                first.append(row)
+                if isinstance(row, Row) and isinstance(row.value, dict):
+                    names.update(dict.fromkeys(row.value))
+                    size += len(row.text or "")
+                if len(first) >= FIRST_ROWS or size >= FIRST_BYTES or len(names) >= FIRST_ROWS:
+                    break
+        except Unreadable as error:
+            problem = error
+        self._finder = FieldFinder(self._options, list(names), is_complete=False)
+        yield from first
+        if problem:
+            raise problem
+        yield from rows
 
     def event_text(self, row: Row) -> str:
         """Return the event of a row as JSON. Raises InvalidRow.
@@ -100,26 +102,18 @@ class ColumnMapping:
             if self._is_event(value):
                 return _validated(value, row.text)
             value = simplejson.loads(row.text, use_decimal=True)  # with every digit
-        fields, others = {}, dict(value)
-        for field, columns in self._candidates:
-            for column in columns:
-                if column in value:
-                    del others[column]
-                    if value[column] is not None:
-                        fields[field] = value[column]
-                    break
-        others.pop("", None)
+        fields, others = cast(FieldFinder, self._finder).find(value)
+        fields.update(self._options.constants)
         return self._event(fields, others)
 
     def _is_event(self, value: dict[str, Any]) -> bool:
         """Return whether a JSON row is in the form of HTTP's bodies, so that nothing has to be converted."""
-        if self._constants or self._renamed or None in value.values() or not value.keys() <= set(FIELDS):
+        if not self._keeps_form or None in value.values() or not value.keys() <= set(FIELDS):
             return False
         time = value.get("timestamp", "")
         return type(value.get("metadata")) is not str and type(time) is str and self._instant(time) == time
 
     def _event(self, fields: dict[str, Any], others: dict[str, Any]) -> str:
-        fields.update(self._constants)
         time = fields.get("timestamp")
         if isinstance(time, Decimal | int) and _EPOCH.fullmatch(str(time)):
             time = str(time)
@@ -132,9 +126,7 @@ class ColumnMapping:
             if metadata is None:
                 metadata = others
             elif type(metadata) is dict:
-                if common := others.keys() & metadata.keys():
-                    raise InvalidRow(f"metadata: Has {min(common)!r}, and there is a column of that name")
-                metadata = {**others, **metadata}
+                metadata = _merged(others, metadata)
         if metadata is not None:
             fields["metadata"] = metadata
         checked = {name: float(each) if isinstance(each, Decimal) else each for name, each in fields.items()}
@@ -142,10 +134,14 @@ class ColumnMapping:
 
     def _instant(self, text: str) -> str:
         """Return a timestamp of an export in the form of the schema, which refuses what is not a timestamp."""
+        if self._time_format and (time := self._formatted(text)):
+            return time
         if match := _EPOCH.fullmatch(text):
             seconds, milliseconds, fraction = match.groups(default="")
             digits = milliseconds + fraction
             return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%S}{digits and '.' + digits}Z"
+        if _DATE.fullmatch(text):
+            text += "T00:00:00"
         if not (match := _EXPORTED.fullmatch(text)):
             return text
         date, time, fraction, offset = match.groups(default="")
@@ -156,6 +152,14 @@ class ColumnMapping:
         elif len(offset) == 3:
             offset += ":00"
         return f"{date}T{time}{fraction}{offset}"
+
+    def _formatted(self, text: str) -> str:
+        """Return a timestamp that has the form of --time-format; nothing if it has not."""
+        try:
+            instant = datetime.strptime(text, self._time_format)  # noqa: DTZ007
+        except ValueError:
+            return ""
+        return instant.isoformat() + ("" if instant.tzinfo else self._offset(instant.isoformat()))
 
     def _offset(self, local: str) -> str:
         """Return the offset of a local time: the first of two when clocks go back. Raises InvalidRow."""
@@ -171,8 +175,16 @@ class ColumnMapping:
         return f"{instant:%z}"
 
 
-def snake_case(name: str) -> str:
-    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+def _merged(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return both. A column that has the name of another value in metadata becomes `column_NAME`."""
+    merged = dict(columns)
+    for name, value in columns.items():
+        if name in metadata and value not in (metadata[name], simplejson.dumps(metadata[name], use_decimal=True)):
+            other = f"column_{name}"
+            while other in metadata or other in columns:
+                other = f"column_{other}"
+            merged[other] = value
+    return {**merged, **metadata}
 
 
 def _parse_metadata(text: str) -> Any:
@@ -202,3 +214,4 @@ _EXPORTED = re.compile(
 )
 # Seconds, or milliseconds without a point between: the years 2001 to 2286. Other lengths could be anything.
 _EPOCH = re.compile(r"(\d{10})(\d{3})?(?:\.(\d+))?", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from commands.importer.files import FORMATS, Reject, Source, read_rows
-from commands.importer.rows import ColumnMapping, Event
+from commands.importer.mapping import Options
+from commands.importer.rows import Event, EventMaker
 from tests.support import Account, command, flask
 
 MAX_BYTES = 10_000
@@ -30,15 +31,15 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return file
 
 
-def read_as(source: Source, file_format: str, mapping: ColumnMapping) -> Iterator[Event | Reject]:
-    return mapping.events(read_rows(source, file_format, MAX_BYTES, mapping.check_header))
+def read_as(source: Source, file_format: str, maker: EventMaker) -> Iterator[Event | Reject]:
+    return maker.events(read_rows(source, file_format, MAX_BYTES, maker.check_header))
 
 
-def read(folder: Path, name: str, content: str | bytes, mapping: ColumnMapping | None = None) -> list[Any]:
+def read(folder: Path, name: str, content: str | bytes, maker: EventMaker | None = None) -> list[Any]:
     """What a file's rows become, without a database."""
     file = write(folder, name, content)
     with Source(str(file), None) as source:
-        return list(read_as(source, FORMATS[file.suffix], mapping or ColumnMapping()))
+        return list(read_as(source, FORMATS[file.suffix], maker or EventMaker(Options(is_dated_now=True))))
 
 
 def texts(items: list[Any]) -> list[Any]:
@@ -48,4 +49,5 @@ def texts(items: list[Any]) -> list[Any]:
 def run(account: Account, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs the command; in a process of its own if it gets standard input or a folder."""
     how = flask if kwargs else command
-    return how("import", *arguments, "--org", account.org_id, database_url=account.service.database_url, **kwargs)
+    arguments = ("import", *arguments, "--timestamp-now", "--org", account.org_id)
+    return how(*arguments, database_url=account.service.database_url, **kwargs)

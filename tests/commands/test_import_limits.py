@@ -27,8 +27,10 @@ def test_rejects_go_into_no_file_that_is_not_ordinary(account: Account, tmp_path
     else:
         rejects.mkdir()
     done = run(account, str(file))
-    assert done.returncode == 1
-    assert done.stderr == f"Error: {rejects}: it is not an ordinary file; move it away\n"
+    assert done.stdout.endswith(f": see {rejects.with_suffix('')}-2.ndjson\n")
+    given = run(account, str(file), "--rejects", str(rejects))
+    assert given.returncode == 1
+    assert given.stderr == f"Error: {rejects}: there is a file of that name; move it away\n"
     assert elsewhere.exists() == (kind == "link")
     assert kind != "link" or elsewhere.read_text() == "precious"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from commands.importer import chunks as chunks_module
-from commands.importer import only_import
 from commands.importer.chunks import CHUNK_ROWS, Import, QuotaEnded
+from commands.importer.lock import only_import
 from commands.importer.rows import Event
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
@@ -180,7 +180,8 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
 
     def run_import(cut_off_after: float) -> None:
         items = (Event(1, refused if bad else text) for _, text, bad in rows)
-        with only_import(connection, account.org_id) as chunks, suppress(QuotaEnded):
+        chunks = chunks_module.Chunks(connection, account.org_id)
+        with only_import(connection, account.org_id), suppress(QuotaEnded):
             for steps, _ in enumerate(Import(chunks, lambda _: None).run(items)):
                 if steps >= cut_off_after:
                     return

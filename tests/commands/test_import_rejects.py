@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from commands.importer.files import Reject, Source, format_of
-from commands.importer.rows import ColumnMapping, Event
+from commands.importer.mapping import Options
+from commands.importer.rows import Event, EventMaker
 from dev.service import EVENT
 from tests.commands.importing import events, ndjson, read, read_as, run, write
 from tests.support import Account
@@ -18,16 +19,20 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
     rows[7]["type"] = "chat"
     rows[2000] = {"toolName": "x"}
     file = write(tmp_path, "a.ndjson", ndjson(rows).encode())
-    for counts in ("stored 2498, already stored 0", "stored 0, already stored 2498"):
+    for counts, name in (
+        ("stored 2498, already stored 0", "rejects"),
+        ("stored 0, already stored 2498", "rejects-2"),  # somebody may be mending the first one
+    ):
         done = run(account, str(file))
-        assert done.stdout == f"read 2500, {counts}, rejected 2: see {file}.rejects.ndjson\n"
+        assert done.stdout == f"read 2500, {counts}, rejected 2: see {file}.{name}.ndjson\n"
         assert done.returncode == 3
-        rejects = [json.loads(line) for line in Path(f"{file}.rejects.ndjson").read_text().splitlines()]
+        assert "  1 x type: Required\n" in done.stderr
+        rejects = [json.loads(line) for line in Path(f"{file}.{name}.ndjson").read_text().splitlines()]
         assert [(each["line"], each["row"]) for each in rejects] == [(8, rows[7]), (2001, {"toolName": "x"})]
         assert rejects[1]["reason"] == "type: Required"
         assert account.count() == account.used() == 2498
-    assert Path(f"{file}.rejects.ndjson~").exists()  # of the first run
-    done = run(account, f"{file}.rejects.ndjson", "--set", "type=custom")
+    Path(f"{file}.rejects.ndjson").rename(tmp_path / "mended.jsonl")
+    done = run(account, str(tmp_path / "mended.jsonl"), "--set", "type=custom")
     assert (done.returncode, done.stdout) == (0, "read 2, stored 2, already stored 0, rejected 0\n")
     assert account.count() == 2500
 
@@ -53,13 +58,13 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
 def test_a_rejected_row_is_kept_as_it_was(
     tmp_path: Path, name: str, content: str, options: dict[str, str], stored: str
 ) -> None:
-    [reject] = read(tmp_path, name, content, ColumnMapping({**options, "type": "kind"}))
+    [reject] = read(tmp_path, name, content, EventMaker(Options({**options, "type": "kind"}, is_dated_now=True)))
     assert isinstance(reject, Reject)
     line = f'{{"line": {reject.line}, "reason": {json.dumps(reject.reason)}, "row": {reject.row}}}\n'
     mended = write(tmp_path, "a.rejects.ndjson", line.encode())
     with Source(str(mended), None) as source:
-        columns = ColumnMapping(options, {"type": "custom"})
-        [event] = list(read_as(source, "rejects", columns))
+        columns = EventMaker(Options(options, {"type": "custom"}, is_dated_now=True))
+        [event] = list(read_as(source, "ndjson", columns))
     assert isinstance(event, Event), event
     assert json.loads(event.text, parse_float=str) == json.loads(stored, parse_float=str)
 
@@ -68,7 +73,7 @@ def test_what_is_no_reject_is_rejected(tmp_path: Path) -> None:
     assert format_of("a.csv.REJECTS.ndjson.gz") == "rejects"
     file = write(tmp_path, "a.rejects.ndjson", ndjson([EVENT, {"line": 1, "reason": "x", "row": "text"}]).encode())
     with Source(str(file), None) as source:
-        rows: list[Any] = list(read_as(source, "rejects", ColumnMapping()))
+        rows: list[Any] = list(read_as(source, "rejects", EventMaker(Options(is_dated_now=True))))
     assert [row.reason for row in rows] == [
         "Expected an object of line, reason and row, as an import writes it",
         "Expected object, received string",

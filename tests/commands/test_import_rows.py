@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from commands.importer.chunks import Import
-from commands.importer.rows import ColumnMapping
+from commands.importer.mapping import Options
+from commands.importer.rows import EventMaker
 from tests.commands.importing import events, ndjson, read, run, texts, write
 from tests.support import Account, flask
 
@@ -31,7 +32,9 @@ def test_other_members_join_metadata_with_all_their_digits(tmp_path: Path) -> No
 
 
 def test_columns_are_renamed_and_constants_set(tmp_path: Path) -> None:
-    columns = ColumnMapping({"toolName": "type"}, {"type": "completion", "metadata": '{"batch": 7}'})
+    columns = EventMaker(
+        Options({"toolName": "type"}, {"type": "completion", "metadata": '{"batch": 7}'}, is_dated_now=True)
+    )
     rows = read(tmp_path, "a.csv", "type,action,,toolName,empty\ngpt-4o,deny,3,old name,\n", columns)
     assert texts(rows) == [
         {
@@ -64,7 +67,7 @@ def test_columns_are_renamed_and_constants_set(tmp_path: Path) -> None:
     ],
 )
 def test_timestamps_of_exports_are_instants(tmp_path: Path, exported: str, stored: str) -> None:
-    columns = ColumnMapping(zone=ZoneInfo("Europe/Berlin"))
+    columns = EventMaker(zone=ZoneInfo("Europe/Berlin"))
     rows = read(tmp_path, "a.csv", f"type,toolName,timestamp\ncustom,x,{exported}\n", columns)
     assert texts(rows) == [{"type": "custom", "toolName": "x", "timestamp": stored}]
     for value in [exported, float(exported)] if exported.replace(".", "").isdigit() else [exported]:
@@ -75,7 +78,6 @@ def test_timestamps_of_exports_are_instants(tmp_path: Path, exported: str, store
 @pytest.mark.parametrize(
     ("exported", "reason"),
     [
-        ("2026-03-19", "timestamp: Invalid datetime"),
         ("20260319", "timestamp: Invalid datetime"),
         ("202603191000", "timestamp: Invalid datetime"),
         ("2026-02-30 10:00:00+00", "timestamp: Invalid datetime"),
@@ -86,7 +88,7 @@ def test_timestamps_of_exports_are_instants(tmp_path: Path, exported: str, store
     ],
 )
 def test_what_is_no_instant_is_rejected(tmp_path: Path, exported: str, reason: str) -> None:
-    columns = ColumnMapping(zone=ZoneInfo("Europe/Berlin"))
+    columns = EventMaker(zone=ZoneInfo("Europe/Berlin"))
     [reject] = read(tmp_path, "a.csv", f"type,toolName,timestamp\ncustom,x,{exported}\n", columns)
     assert reject.reason == reason
 
@@ -96,7 +98,10 @@ def test_nothing_of_a_row_is_lost_in_silence(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.csv", f'type,toolName,a,b\ncustom,x,{long},"{long}\nc"\ncustom,y,,\n')
     assert [type(row).__name__ for row in rows] == ["Reject", "Reject", "Event"]
     both = 'type,toolName,model,metadata\ncustom,x,gpt-4,"{""model"": ""other""}"\n'
-    assert "Has 'model', and there is a column of that name" in read(tmp_path, "a.csv", both)[0].reason
+    [event] = texts(read(tmp_path, "a.csv", both))
+    assert event["metadata"] == {"model": "other", "column_model": "gpt-4"}
+    both = 'type,toolName,n,metadata\ncustom,x,5,"{""n"": 5, ""column_n"": 6}"\n'
+    assert texts(read(tmp_path, "a.csv", both))[0]["metadata"] == {"n": 5, "column_n": 6}
     rows = read(tmp_path, "a.json", '{"events": 3} {"events": {"type": "custom", "toolName": "x"}} {"events": null}')
     assert [row.reason for row in rows] == ["events: Expected array"] * 3
     rows = read(tmp_path, "a.json", '[{"metadata": {"a": NaN, "b": NaN}}, {"type": "custom", "toolName": "good"}]')
@@ -110,7 +115,9 @@ def test_nothing_of_a_row_is_lost_in_silence(tmp_path: Path) -> None:
 
 def test_the_keys_of_chunks_stay_what_they_are(tmp_path: Path) -> None:
     """If they changed, files imported before an upgrade of this program would be stored again after it."""
-    columns = ColumnMapping({"toolName": "model"}, {"action": "allow"}, ZoneInfo("Europe/Berlin"))
+    columns = EventMaker(
+        Options({"toolName": "model"}, {"action": "allow"}, is_dated_now=True), ZoneInfo("Europe/Berlin")
+    )
     content = 'type,model,timestamp,metadata,note\ncustom,gpt-4o,2026-03-19 10:00:00,"{""a"": 1}",ü\nembedding,e,,,\n'
     [first, second] = read(tmp_path, "a.csv", content, columns)
     assert first.text == (
@@ -132,8 +139,10 @@ def test_a_dry_run_stores_nothing(account: Account, tmp_path: Path) -> None:
     done = run(account, str(file), "--dry-run")
     assert (done.returncode, done.stdout) == (
         3,
-        f"read 4, valid 3, stored none, rejected 1: see {file}.rejects.ndjson\n",
+        "read 4, valid 3, stored none, rejected 1\nthe month's quota has room for 50000\n",
     )
+    assert done.stderr == "  1 x type: Required; toolName: Required\n"
+    assert list(tmp_path.iterdir()) == [file]
     assert account.rows() == []
     assert account.used() == 0
 
@@ -151,7 +160,7 @@ def test_a_dry_run_stores_nothing(account: Account, tmp_path: Path) -> None:
             "'Mars/Olympus' is not a time zone; use a name such as UTC",
         ),
         (["a.ndjson", "--timezone", "Europe"], "'Europe' is not a time zone"),
-        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'ndjson', 'json'."),
+        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'ndjson', 'json', 'parquet'."),
         (["a.ndjson", "--org", "nobody"], "there is no organization 'nobody'"),
         (["a.ndjson", "--org", "nobody", "--dry-run"], "there is no organization 'nobody'"),
     ],

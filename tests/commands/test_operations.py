@@ -80,7 +80,7 @@ def test_an_import_can_be_repeated_only_after_all_of_a_chunk_is_pruned(account: 
     file = tmp_path / "a.ndjson"
     old, new = at("2020-01-01T00:00:00Z"), at("2026-01-01T00:00:00Z")
     file.write_text("".join(json.dumps(event) + "\n" for event in [old] * 1000 + [old, new, new]))
-    import_ = ["import", str(file), "--org", account.org_id]
+    import_ = ["import", str(file), "--timestamp-now", "--org", account.org_id]
     assert "stored 1003," in run(account, *import_).stdout
     run(account, "prune", "--before", "2025-01-01", "--org", account.org_id)
     assert account.count() == 2
@@ -266,7 +266,7 @@ def test_an_older_schema_is_upgraded_with_its_rows(
     file = tmp_path / "a.ndjson"
     file.write_text(json.dumps(EVENT))
     for stored in (1, 0):
-        assert f"stored {stored}," in run(account, "import", str(file), "--org", "acme").stdout
+        assert f"stored {stored}," in run(account, "import", str(file), "--timestamp-now", "--org", "acme").stdout
     assert account.rows("tool_name, api_key_id, metadata::text")[0] == ("old", 1, '{"n": 1.10}')
     assert account.count() == 3
 

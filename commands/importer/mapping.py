@@ -1,0 +1,166 @@
+"""Find the fields of an event in a row: by column, or by a JMESPath expression over the row."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jmespath
+import jmespath.exceptions
+import simplejson
+
+import schemas
+from commands.importer.files import Unreadable
+
+FIELDS = tuple(schemas.Event().fields)
+
+
+class Options(NamedTuple):
+    """What the user says of all rows."""
+
+    sources: Mapping[str, str] = {}
+    """By field: the column it is in, or a JMESPath expression."""
+    constants: Mapping[str, str] = {}
+    """By field: the same value for all rows."""
+    translations: Mapping[str, Mapping[str, str]] = {}
+    """By field: what its values become; `*` stands for all others."""
+    dropped: frozenset[str] = frozenset()
+    """The columns to leave out."""
+    is_dated_now: bool = False
+    """The rows have no timestamp, and get the time of the import."""
+
+
+class _Place(NamedTuple):
+    """Where a field is: in the first of the columns that a row has, or where the expression finds it."""
+
+    field: str
+    columns: list[str]
+    expression: Any = None
+
+
+class FieldFinder:
+    """Finds the fields in rows with certain columns. Raises Unreadable if the options don't fit the columns."""
+
+    def __init__(self, options: Options, names: list[str], *, is_complete: bool) -> None:
+        """`names` are the columns: all that a row can have (`is_complete`), or those of the first rows."""
+        self._options = options
+        self._names = names
+        taken = {source for source in options.sources.values() if source in names}
+        self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]
+        for column in sorted(options.dropped - set(names)) if names else ():
+            raise Unreadable(f"no column is called {column!r}, as --drop has it{self._nearest(column)}")
+        if is_complete:
+            self._check_required()
+        self._check_timestamp()
+
+    def find(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the values of the fields, without nulls, and the columns that are none."""
+        fields: dict[str, Any] = {}
+        others = {name: value for name, value in row.items() if name and name not in self._options.dropped}
+        view = None
+        for field, columns, expression in self._places:
+            if expression is not None:
+                view = _entered(row) if view is None else view
+                if (found := expression.search(view)) is not None:
+                    fields[field] = found
+                continue
+            for column in columns:
+                if column in others:
+                    del others[column]
+                    if row[column] is not None:
+                        fields[field] = row[column]
+                    break
+        for field, translation in self._options.translations.items():
+            if field in fields:
+                value = fields[field] if isinstance(fields[field], str) else simplejson.dumps(fields[field])
+                fields[field] = translation.get(value, translation.get("*", fields[field]))
+        return fields, others
+
+    def _map(self, field: str, taken: set[str]) -> _Place:
+        own = [name for name in dict.fromkeys((field, snake_case(field))) if name not in taken]
+        source = self._options.sources.get(field)
+        if source is None:
+            return _Place(field, own)
+        if source in self._names or not self._names:
+            return _Place(field, [source, *own])
+        try:
+            compiled = jmespath.compile(source)
+        except jmespath.exceptions.JMESPathError:
+            raise self._no_column(field, source, source) from None
+        if compiled.parsed["type"] == "field":
+            raise self._no_column(field, source, compiled.parsed["value"])
+        roots = list(_roots(compiled.parsed))
+        if roots and not set(roots) & set(self._names):
+            raise self._no_column(field, source, roots[0])
+        return _Place(field, own, compiled)
+
+    def _no_column(self, field: str, source: str, column: str) -> Unreadable:
+        return Unreadable(
+            f"no column is called {column!r}, as --map {field}={source} has it{self._nearest(column)} "
+            f"(there are {_listed(self._names)})"
+        )
+
+    def _nearest(self, column: str) -> str:
+        nearest = difflib.get_close_matches(column, self._names, 1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+    def _check_required(self) -> None:
+        for field, columns, expression in self._places:
+            if field in ("type", "toolName") and expression is None and not set(columns) & set(self._names):
+                raise Unreadable(
+                    f"no column is called {field!r} (there are {_listed(self._names)}): name one with "
+                    f"--map {field}=COLUMN, or the same value for all rows with --set {field}=VALUE"
+                )
+
+    def _check_timestamp(self) -> None:
+        for field, columns, expression in self._places:
+            is_found = expression is not None or set(columns) & set(self._names)
+            if field == "timestamp" and self._names and not is_found and not self._options.is_dated_now:
+                raise Unreadable(
+                    f"no row has a timestamp (there are {_listed(self._names)}): name its column with --map "
+                    "timestamp=COLUMN, or date all rows at the time of the import with --timestamp-now"
+                )
+
+
+def snake_case(name: str) -> str:
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:40])) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+
+
+def _entered(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in which the cells that hold a JSON array or object are that."""
+    return {
+        name: _parsed(value) if type(value) is str and value[:1] in ("{", "[") else value for name, value in row.items()
+    }
+
+
+def _parsed(cell: str) -> Any:
+    try:
+        return simplejson.loads(cell, use_decimal=True)
+    except (ValueError, RecursionError):
+        return cell
+
+
+# The nodes of JMESPath's syntax tree of which only the first child is about the row itself.
+_CHAINS = (
+    "subexpression",
+    "index_expression",
+    "projection",
+    "filter_projection",
+    "value_projection",
+    "flatten",
+    "pipe",
+)
+
+
+def _roots(node: Any) -> Iterator[str]:
+    """Yield the columns that an expression reads."""
+    if node["type"] == "field":
+        yield node["value"]
+    children: Iterable[Any] = node.get("children", ())
+    for child in list(children)[: 1 if node["type"] in _CHAINS else None]:
+        if isinstance(child, dict):
+            yield from _roots(child)

@@ -1,0 +1,151 @@
+"""`imports`: keep a record of every import, list them, and undo one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commands.base import NotFound, check_organization, command, fetch_dicts, session
+from commands.importer.lock import only_import
+from commands.output import progress, show
+from commands.parameters import json_option, org_option
+from database import Connection
+
+INSERT_IMPORT = """
+    INSERT INTO imports (org_id, file, options)
+    VALUES (%(org_id)s, %(file)s, %(options)s)
+    RETURNING id
+"""
+
+# After each chunk, so that a process that is killed leaves true counts.
+UPDATE_IMPORT = """
+    UPDATE imports
+    SET read = %(read)s, stored = %(stored)s, skipped = %(skipped)s, rejected = %(rejected)s,
+        ended_at = CASE WHEN %(has_ended)s THEN clock_timestamp() END
+    WHERE org_id = %(org_id)s AND id = %(id)s
+"""
+
+# How many events of a file the imports of it have stored, from its beginning on, without the last: the file may have
+# ended in the middle of it.
+SELECT_EARLIER = """
+    SELECT greatest(coalesce(max(stored + skipped), 0) - 1, 0)
+    FROM imports i
+    WHERE org_id = %(org_id)s AND file = %(file)s AND file <> '-' AND undone_at IS NULL
+      AND EXISTS (  -- else they have been pruned
+          SELECT
+          FROM idempotency_keys k
+          WHERE k.org_id = %(org_id)s
+            AND k.expires_at IS NULL
+            AND k.stored_at BETWEEN i.began_at AND coalesce(i.ended_at, now())
+      )
+"""
+
+SELECT_IMPORTS = """
+    SELECT
+        id, org_id AS organization, file, began_at AS began, ended_at AS ended, read, stored, skipped, rejected,
+        undone_at AS undone, options
+    FROM imports
+    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+    ORDER BY id
+"""
+
+# The end of an import whose process was killed is before the beginning of the next one.
+SELECT_IMPORT = """
+    SELECT
+        i.org_id, i.file, i.stored, i.began_at, i.undone_at,
+        coalesce(
+            i.ended_at,
+            (SELECT min(n.began_at) FROM imports n WHERE n.org_id = i.org_id AND n.id > i.id),
+            clock_timestamp()
+        ) AS ended_at
+    FROM imports i
+    WHERE i.id = %(id)s
+"""
+
+DELETE_EVENTS = """
+    DELETE FROM audit_events
+    WHERE org_id = %(org_id)s
+      AND id IN (
+          SELECT id
+          FROM audit_events
+          WHERE org_id = %(org_id)s AND source = 'import' AND received_at BETWEEN %(began_at)s AND %(ended_at)s
+          LIMIT %(batch)s
+      )
+"""
+
+# A client's key expires; the keys of chunks do not.
+DELETE_CHUNK_KEYS = """
+    DELETE FROM idempotency_keys
+    WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at BETWEEN %(began_at)s AND %(ended_at)s
+"""
+
+MARK_UNDONE = "UPDATE imports SET undone_at = clock_timestamp() WHERE org_id = %(org_id)s AND id = %(id)s"
+
+BATCH = 5000
+"""The events that are deleted in one transaction."""
+
+
+class Record:
+    """The row of an import in the table of imports."""
+
+    def __init__(self, connection: Connection, org_id: str, file: str, options: str) -> None:
+        """Begin: `earlier` is how many events earlier imports of the same file stored."""
+        path = file if file == "-" else str(Path(file).absolute())
+        self._connection = connection
+        self._key: dict[str, Any] = {"org_id": org_id, "file": path, "options": options}
+        [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
+        [(self.id,)] = connection.execute(INSERT_IMPORT, self._key).fetchall()
+
+    def update(self, counts: dict[str, int], *, has_ended: bool) -> None:
+        self._connection.execute(UPDATE_IMPORT, {**self._key, **counts, "id": self.id, "has_ended": has_ended})
+
+
+@click.group("imports")
+def imports() -> None:
+    """List what was imported, and undo an import."""
+
+
+@imports.command("list")
+@org_option
+@json_option
+@command
+def list_imports(org: str | None, as_json: bool) -> None:
+    """Show the imports, the oldest first."""
+    with session() as connection:
+        check_organization(connection, org)
+        rows = fetch_dicts(connection, SELECT_IMPORTS, {"org_id": org})
+    show(rows, list(rows[0]) if rows else ["id", "organization", "file"], as_json)
+
+
+@imports.command("undo")
+@click.argument("import_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@command
+def undo(import_id: int, yes: bool) -> None:
+    """Delete the events that an import stored. The quota is not given back: they were received."""
+    with session() as connection:
+        found = fetch_dicts(connection, SELECT_IMPORT, {"id": import_id})
+        if not found:
+            raise NotFound(f"there is no import {import_id}")
+        [values] = found
+        if values["undone_at"]:
+            raise click.ClickException(f"import {import_id} is undone already")
+        question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
+        if not yes:
+            click.confirm(question, abort=True, err=True)
+        with only_import(connection, values["org_id"]), progress(values["stored"], "events") as show_progress:
+            deleted = 0
+            for count in undo_import(connection, {**values, "id": import_id}):
+                deleted += count
+                show_progress(deleted, deleted)
+    click.echo(f"deleted {deleted} events of import {import_id}")
+
+
+def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]:
+    """Delete the events of an import in batches; yield how many each had. Interrupted, it can be run again."""
+    while deleted := connection.execute(DELETE_EVENTS, {**values, "batch": BATCH}).rowcount:
+        yield deleted
+    with connection.transaction():
+        connection.execute(DELETE_CHUNK_KEYS, values)
+        connection.execute(MARK_UNDONE, values)
