@@ -1,4 +1,4 @@
-"""Connect to PostgreSQL: a connection for each thread, or for a command; timeouts, and what errors mean."""
+"""Connect to PostgreSQL: the connections of the service and of commands, timeouts, and what errors mean."""
 
 import logging
 import re
@@ -110,54 +110,64 @@ class TimeoutConnection(psycopg.Connection[Any]):
 
 
 class Database:
-    """A connection for each thread, in autocommit mode: each statement is a transaction.
+    """The connections of a process, in autocommit mode: each statement is a transaction.
 
-    A thread connects at its first request, and again when its connection broke.
+    A request takes one that is idle, or opens one: there are never more than threads.
     """
 
     def __init__(self, url: str, *, prepare: bool) -> None:
         self._conninfo = _conninfo(url, timeout_settings(SHORT_LOCK_TIMEOUT))
         self._prepare_threshold = 0 if prepare else None
-        self._thread = threading.local()
+        self._idle: list[Connection] = []
         self._is_away = False
         self._attempt = threading.Lock()
 
     def close(self) -> None:
-        """Close the connection of this thread."""
-        if connection := self._thread.__dict__.pop("connection", None):
-            connection.close()
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend this thread's connection. Raises Unavailable, and what `raise_translated` raises."""
-        try:
-            connection = self._thread.__dict__.get("connection")
-            if connection is None or not _is_usable(connection):
-                self.close()
-                connection = self._thread.connection = self._connect()
-            yield connection
-        except psycopg.Error as error:
-            raise_translated(error)
+        """Lend a connection. Raises Unavailable, and what `raise_translated` raises.
 
-    def _connect(self) -> Connection:
-        """Open a connection. While PostgreSQL is away, one thread at a time tries, and the others need not wait."""
+        While PostgreSQL is away, or hangs, one request at a time tries it, and the others need not wait.
+        """
         was_away = self._is_away
         if was_away and not self._attempt.acquire(blocking=False):
             raise Unavailable("PostgreSQL can't be reached")
         try:
-            connection = TimeoutConnection.connect(
-                self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold
-            )
-        except psycopg.Error:
-            self._is_away = True
-            raise
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                self._idle.append(connection)
+            if self._is_away:
+                self._is_away = False
+                log.warning("PostgreSQL is back")
+        except psycopg.Error as error:
+            self._is_away = self._is_away or isinstance(error, psycopg.errors._WaitTimeout)
+            raise_translated(error)
         finally:
             if was_away:
                 self._attempt.release()
-        if self._is_away:
-            self._is_away = False
-            log.warning("PostgreSQL is back")
-        return connection
+
+    def _take(self) -> Connection:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._connect()
+            if _is_usable(connection):
+                return connection
+            connection.close()
+
+    def _connect(self) -> Connection:
+        try:
+            return TimeoutConnection.connect(self._conninfo, autocommit=True, prepare_threshold=self._prepare_threshold)
+        except psycopg.Error:
+            self._is_away = True
+            raise
 
 
 def _is_usable(connection: Connection) -> bool:

@@ -19,7 +19,7 @@ from dev.service import Service, high_water_mark, set_up
 BACKEND = "SELECT pid FROM pg_stat_activity WHERE application_name = 'igris-ingest'"
 
 
-def measure(url: str, key: str, body: bytes) -> str:
+def measure(url: str, key: str, name: str, body: bytes) -> str:
     with tempfile.NamedTemporaryFile() as log, psycopg.connect(url, autocommit=True) as connection:
         service = Service(url, Path(log.name), WEB_CONCURRENCY=1, THREADS=1).start()
         service.post({"type": "custom", "toolName": "x"}, key)
@@ -27,7 +27,12 @@ def measure(url: str, key: str, body: bytes) -> str:
         [(pid,)] = connection.execute(BACKEND).fetchall()
         processes = worker, psutil.Process(pid)
         before = [sum(process.cpu_times()[:2]) for process in processes]
-        status = service.post(gzip.compress(body), key, Content_Encoding="gzip").status
+        headers = {"Content_Encoding": "gzip"}
+        if name.endswith("NDJSON"):
+            headers["Content_Type"] = "application/x-ndjson"
+        if name.endswith("lenient"):
+            headers["Prefer"] = "handling=lenient"
+        status = service.post(gzip.compress(body), key, **headers).status
         seconds = [sum(process.cpu_times()[:2]) - then for process, then in zip(processes, before, strict=True)]
         memory = [high_water_mark(process.pid) / 2**20 for process in processes]
         service.stop()
@@ -49,7 +54,7 @@ def main() -> None:
     with postgres.temporary() as server:
         key = set_up(server.url, "bench", None)
         for name, make in WORST.items():
-            lines.append(f"| {name} | {measure(server.url, key, make().encode())}")
+            lines.append(f"| {name} | {measure(server.url, key, name, make().encode())}")
             print(lines[-1], flush=True)
     Path(__file__).with_name("worst.md").write_text("\n".join([*lines, ""]))
 

@@ -37,6 +37,14 @@ WORST: dict[str, Callable[[], str]] = {
     "numbers of 4,299 digits": lambda: event(repeated("1" * 4299)),
     "900 nested arrays, again and again": lambda: event(repeated("[" * 900 + "]" * 900)),
     "different keys": lambda: event("{" + ",".join(f'"{i}":0' for i in range(MAX_VALUES - 10)) + "}"),
+    "different keys beside an invalid event, lenient": lambda: (
+        "[{}," + event("{" + ",".join(f'"{i}":0' for i in range(MAX_VALUES - 20)) + "}") + "]"
+    ),
+    "different keys with line breaks, and an emoji": lambda: event(
+        '["\\u0000\U0001f600",{' + ",".join(f'"\\n{i}":{i}e0' for i in range(MAX_VALUES - 20)) + "}]"
+    ),
+    "10,000 faulty lines of 1 kB, NDJSON": lambda: ('{"type": "custom", "metadata": "' + "x" * 960 + "\n") * 10_000,
+    "10,000 faulty lines after empty ones, NDJSON": lambda: "\n" * (MAX_BYTES - 20_010) + "x\n" * 10_000,
     "different keys with U+0000": lambda: event("{" + ",".join(f'"\\u0000{i}":0' for i in range(100_000)) + "}"),
     "one string": lambda: event(f'"{"x" * (MAX_BYTES - 100)}"'),
     "one string of escapes": lambda: event('"' + "\\n" * (MAX_BYTES // 2 - 50) + '"'),
