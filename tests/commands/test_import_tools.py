@@ -1,0 +1,66 @@
+"""Every command of docs/import.md that imports the export of a tool, with a file of that tool's columns."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dev.service import ROOT
+from tests.support import Account, command
+
+TOOLS = ROOT / "tests/exports/tools"
+PAGE = (ROOT / "docs/import.md").read_text().partition("## Exports of other tools")[2]
+COMMANDS = {
+    words[4]: words[5:]
+    for text in re.findall(r"^```\n(\.venv/bin/flask .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for words in [shlex.split(text.replace("\\\n", ""))]
+}
+
+# What becomes of each row: its type, toolName and action.
+EXPECTED = {
+    "litellm_spend_logs.csv": [
+        ("completion", "gpt-4o-mini", "log"),
+        ("embedding", "text-embedding-3-small", "log"),
+        ("completion", "claude-sonnet-4", "alert"),
+    ],
+    "langfuse_observations.jsonl": [
+        ("completion", "gpt-4o", "log"),
+        ("tool_call", "search_web", "alert"),
+        ("embedding", "text-embedding-3-small", "log"),
+    ],
+    "openai_batch_output.jsonl": [("completion", "gpt-4o-mini-2024-07-18", "log")] * 2,
+    "openai_usage.json": [("custom", "gpt-4o", "log")],
+    "anthropic_batch_results.jsonl": [
+        ("completion", "claude-sonnet-4-20250514", "log"),
+        ("completion", "second", "alert"),
+    ],
+    "bedrock_invocations.jsonl": [
+        ("completion", "anthropic.claude-3-haiku-20240307-v1:0", "log"),
+        ("completion", "amazon.nova-lite-v1:0", "alert"),
+    ],
+    "azure_openai_logs.jsonl": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
+    "helicone_requests.csv": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
+    "portkey_logs.jsonl": [("completion", "gpt-4o", "log"), ("completion", "claude-sonnet-4", "log")],
+    "phoenix_spans.csv": [
+        ("completion", "gpt-4o", "log"),
+        ("tool_call", "search_web", "alert"),
+        ("embedding", "CreateEmbeddings", "log"),
+    ],
+}
+
+
+def test_the_page_has_a_command_for_each_tool() -> None:
+    assert set(COMMANDS) == set(EXPECTED) == {path.name for path in TOOLS.iterdir()}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_command_of_the_page_imports_the_export(account: Account, name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes((TOOLS / name).read_bytes())
+    options = [account.org_id if word == "acme" else word for word in COMMANDS[name]]
+    done = command("import", str(file), *options, database_url=account.service.database_url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert account.rows("type, tool_name, action") == EXPECTED[name]
+    inside = account.rows(""""timestamp" BETWEEN '2026-03-19 10:00Z' AND '2026-03-19 10:00:03Z'""")
+    assert set(inside) == {(True,)}
