@@ -18,7 +18,8 @@ from pathlib import Path
 import psycopg
 
 from bench.run import bodies
-from commands.importer.files import Source, read_rows
+from commands.importer.files import Source
+from commands.importer.formats import read_rows
 from commands.importer.mapping import Options
 from commands.importer.rows import EventMaker
 from commands.quota import quota_use

@@ -1,7 +1,8 @@
 """`import`: store the rows of a file as events, exactly once.
 
-files.py turns bytes into rows, mapping.py finds an event's fields in a row, rows.py makes the event, chunks.py stores
-events, rejects.py keeps what is left, and records.py has the table of imports.
+formats.py has a reader for each format, which turns bytes (files.py) into rows; mapping.py finds an event's fields in
+a row, rows.py makes the event, chunks.py stores events, rejects.py keeps what is left, records.py has the table of
+imports.
 """
 
 import codecs
@@ -19,7 +20,8 @@ from flask import current_app
 import database
 from commands.base import check_organization, command, session
 from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
-from commands.importer.files import Source, Unreadable, format_of, read_rows
+from commands.importer.files import Source, Unreadable
+from commands.importer.formats import FORMATS, format_of, read_rows
 from commands.importer.lock import only_import
 from commands.importer.mapping import FIELDS, Options, snake_case
 from commands.importer.records import Record
@@ -98,7 +100,7 @@ class Encoding(click.ParamType[str]):
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["csv", "ndjson", "json", "parquet"]),
+    type=click.Choice(sorted(set(FORMATS.values()) - {"rejects"})),
     help="By default the name of FILE says it. json is an array, or an object whose `events` is one.",
 )
 @click.option(

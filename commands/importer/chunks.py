@@ -45,18 +45,20 @@ class Chunks:
     """
 
     def __init__(self, connection: Connection, org_id: str) -> None:
+        """Remember the keys of all chunks: some 200 bytes for each, or 200 MB for a billion events."""
         self._connection = connection
         self._org_id = org_id
-
-    def find_stored(self, keys: list[str]) -> dict[int, int]:
-        """Return under which of the keys (the first is 1) a chunk was stored before, and how many events it has."""
-        numbers = {CHUNK_KEY + key: number for number, key in enumerate(keys, 1)}
         with translate_errors():
-            rows = self._connection.execute(
-                "SELECT key, ingested FROM idempotency_keys WHERE org_id = %s AND key = ANY(%s)",
-                [self._org_id, list(numbers)],
+            rows = connection.execute(
+                """
+                SELECT key, ingested
+                FROM idempotency_keys
+                WHERE org_id = %s AND expires_at IS NULL
+                """,
+                [org_id],
             ).fetchall()
-        return {numbers[key]: ingested for key, ingested in rows}
+        self.stored_before = {bytes.fromhex(key.removeprefix(CHUNK_KEY)): ingested for key, ingested in rows}
+        """How many events each chunk has, by the SHA-256 of its key."""
 
     def accepts(self, event: str, key: str) -> bool:
         """Return True if an event could be stored; it is not. Raises what `store` does."""
@@ -94,8 +96,8 @@ class _Pending(NamedTuple):
 class Import:
     """Stores events in chunks, exactly once, however often it is interrupted and started again.
 
-    A chunk is stored under a key made from all events up to its end. So each event is asked whether a chunk ended with
-    it in an earlier run of the same file; what such a chunk covers is skipped. A chunk is stored only when the one
+    A chunk is stored under a key made from all events up to its end. So it is known of each event whether a chunk ended
+    with it in an earlier run of the same file; what such a chunk covers is skipped. A chunk is stored only when the one
     after it has been read too: an earlier chunk that covers an event ends there at the latest.
     """
 
@@ -107,8 +109,9 @@ class Import:
         self._done = 0  # events that are stored or skipped
         self._done_digest = hashlib.sha256()
         self._pending: list[_Pending] = []
-        self._asked = 0  # how many pending events have been looked up
-        self._found: dict[int, int] = {}  # the end of each chunk found for them, and its events
+        self._found: dict[
+            int, int
+        ] = {}  # the ends of earlier chunks among the pending events, and how many events each has
         self._bad_within: int | None = None  # PostgreSQL refuses one of so many pending events
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
@@ -150,6 +153,8 @@ class Import:
         digest = (self._pending[-1].digest if self._pending else self._done_digest).copy()
         digest.update(event.text.encode() + b"\n")
         self._pending.append(_Pending(event, digest))
+        if self._chunks and (size := self._chunks.stored_before.get(digest.digest())):
+            self._found[self._done + len(self._pending)] = size
         self._measure(len(self._pending), event)
 
     def _measure(self, position: int, event: Event) -> None:
@@ -166,10 +171,6 @@ class Import:
         end = min([end, *self._limits, self._bad_within or end])
         if self._chunks is None:
             return self._drop(end)
-        if unasked := self._pending[self._asked :]:
-            for position, size in self._chunks.find_stored([each.key for each in unasked]).items():
-                self._found[self._done + self._asked + position] = size
-            self._asked = len(self._pending)
         if self._found:
             next_end = min(self._found)
             begin = next_end - self._found[next_end] - self._done
@@ -209,7 +210,6 @@ class Import:
         """Forget the first pending events: they are done."""
         self._done_digest = self._pending[count - 1].digest
         self._done += count
-        self._asked = max(0, self._asked - count)
         self._bad_within = (self._bad_within or 0) - count
         if self._bad_within <= 0:
             self._bad_within = None
@@ -222,7 +222,6 @@ class Import:
     def _drop_rejected(self) -> None:
         """Forget the first pending event, which can't be stored. Without it, all keys after it are others."""
         self._bad_within = None
-        self._asked = 0
         self._found.clear()
         rest = self._pending[1:]
         self._pending, self._limits = [], []

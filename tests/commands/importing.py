@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands.importer.files import FORMATS, Reject, Source, read_rows
+from commands.importer.files import Reject, Source
+from commands.importer.formats import FORMATS, read_rows
 from commands.importer.mapping import Options
 from commands.importer.rows import Event, EventMaker
 from tests.support import Account, command, flask

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from commands.importer.files import Reject, Source, format_of
+from commands.importer.files import Reject, Source
+from commands.importer.formats import format_of
 from commands.importer.mapping import Options
 from commands.importer.rows import Event, EventMaker
 from dev.service import EVENT

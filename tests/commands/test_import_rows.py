@@ -160,7 +160,7 @@ def test_a_dry_run_stores_nothing(account: Account, tmp_path: Path) -> None:
             "'Mars/Olympus' is not a time zone; use a name such as UTC",
         ),
         (["a.ndjson", "--timezone", "Europe"], "'Europe' is not a time zone"),
-        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'ndjson', 'json', 'parquet'."),
+        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'json', 'ndjson', 'parquet'."),
         (["a.ndjson", "--org", "nobody"], "there is no organization 'nobody'"),
         (["a.ndjson", "--org", "nobody", "--dry-run"], "there is no organization 'nobody'"),
     ],

@@ -1,0 +1,97 @@
+"""Read CSV: a header row, and a row of cells for each event."""
+
+import csv
+from collections.abc import Callable
+
+from commands.importer.files import InvalidRow, Lines, Reject, Row, Rows, Source, Unreadable, shown
+
+DELIMITERS = ",;\t|"
+
+
+def read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]], None], delimiter: str | None) -> Rows:
+    lines = _CsvLines(source, max_bytes)
+    csv.field_size_limit(max_bytes)  # of the whole process, which does nothing else
+    rows = csv.reader(lines, strict=True, delimiter=delimiter or _delimiter(source.peek(2**16)))
+    try:
+        header = next(rows, None)
+    except (csv.Error, InvalidRow) as error:
+        raise Unreadable(f"the header row is not CSV: {error}") from None
+    if header is None:
+        raise Unreadable("there is no header row")
+    if reason := _not_utf8(lines.row):
+        raise Unreadable(f"the header row: {reason}")
+    check_header(header)
+    while True:
+        lines.begin_row()
+        try:
+            cells = next(rows)
+            if not cells:  # an empty line
+                continue
+            if reason := _not_utf8(lines.row):
+                raise InvalidRow(reason)
+            if len(cells) != len(header):
+                raise InvalidRow(f"Has {len(cells)} cells where the header row has {len(header)}")
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if lines.several:
+                raise lines.unclosed() from None
+            yield Reject(lines.first_line, f"Not CSV: {error}", shown(lines.row))
+        except InvalidRow as error:
+            yield Reject(lines.first_line, str(error), shown(lines.row))
+        else:
+            value = {name: cell for name, cell in zip(header, cells, strict=True) if name and cell}
+            yield Row(lines.first_line, value, None)
+
+
+def _delimiter(begin: bytes) -> str:
+    """Return the delimiter that splits the header row into the most cells. csv.Sniffer also guesses letters."""
+    header = begin.partition(b"\n")[0].decode("utf-8", "replace")
+    return max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), ())))
+
+
+class _CsvLines:
+    """The lines of a file for csv.reader."""
+
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self._lines = Lines(source, max_bytes)
+        self._iterator = iter(self._lines)
+        self._max_bytes = max_bytes
+        self.row = bytearray()
+        """What has been read of the row."""
+        self.first_line = 1
+        """The line on which the row begins."""
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._iterator)
+        if self.row and len(self.row) + len(line) > self._max_bytes:
+            raise self.unclosed()
+        self.row += line
+        if len(self.row) > self._max_bytes:
+            raise InvalidRow(f"The row has more than {self._max_bytes} bytes")
+        return line.decode("utf-8", "surrogateescape")
+
+    def begin_row(self) -> None:
+        self.first_line = self._lines.number + 1
+        self.row.clear()
+
+    @property
+    def several(self) -> bool:
+        """Whether the row has several lines, as only a quote can make it."""
+        return self._lines.number > self.first_line
+
+    def unclosed(self) -> Unreadable:
+        return Unreadable(f"line {self.first_line}: a quote in this row is never closed")
+
+
+def _not_utf8(raw: bytes | bytearray) -> str:
+    """Return what is wrong with bytes that are not UTF-8; nothing if they are."""
+    try:
+        if not raw.isascii():
+            raw.decode()
+    except UnicodeDecodeError as error:
+        return f"Not UTF-8: {error.reason} at byte {error.start}; name another encoding with --encoding"
+    return ""

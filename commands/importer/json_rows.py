@@ -1,0 +1,205 @@
+"""Read NDJSON and JSON: rows with their text, so that numbers keep every digit."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jmespath.exceptions
+import simplejson
+
+import json_text
+from commands.importer.files import MAX_SHOWN, Lines, Reject, Row, Rows, Source, Unreadable, one_line, shown
+
+MAX_DOCUMENT = 2**26
+"""The bytes of a JSON document that is searched by --each: it is parsed as a whole."""
+
+
+def read_ndjson(source: Source, max_bytes: int) -> Rows:
+    lines = Lines(source, max_bytes)
+    for line in lines:
+        if lines.too_long:
+            yield Reject(lines.number, f"The line has more than {max_bytes} bytes", shown(line))
+        elif line.strip():
+            yield _parse(lines.number, line)
+
+
+def _parse(line: int, raw: bytes) -> Row | Reject:
+    try:
+        text, value = json_text.Parser().parse(raw)
+    except json_text.InvalidJSON as error:
+        return Reject(line, f"Invalid JSON: {error}", shown(raw))
+    return Row(line, value, text.strip())
+
+
+def read_rejects(source: Source, max_bytes: int) -> Rows:
+    for reject in read_ndjson(source, max_bytes):
+        if isinstance(reject, Reject):
+            yield reject
+        elif type(reject.value) is not dict or list(reject.value) != list(Reject._fields):
+            reason = "Expected an object of line, reason and row, as an import writes it"
+            yield Reject(reject.line, reason, one_line(str(reject.text)))
+        else:
+            yield Row(reject.line, reject.value["row"], _last_member_text(str(reject.text)))
+
+
+def _last_member_text(text: str) -> str:
+    """Return the value of the last member of a JSON object as it is written."""
+    at = text.index("{") + 1
+    while True:
+        _, at = _decoder.raw_decode(text, _skip_space(text, at))
+        begin = _skip_space(text, text.index(":", at) + 1)
+        _, at = _decoder.raw_decode(text, begin)
+        end, at = at, _skip_space(text, at)
+        if text[at] == "}":
+            return text[begin:end]
+        at += 1
+
+
+def _skip_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def read_each(source: Source, max_bytes: int, each: Any) -> Rows:
+    pieces, size = [], 0
+    while piece := source.read(2**20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_DOCUMENT:
+            raise Unreadable(f"--each takes documents of up to {MAX_DOCUMENT} bytes: make the rows NDJSON")
+    raw = b"".join(pieces).removeprefix(codecs.BOM_UTF8)
+    try:
+        json_text.Parser().parse(raw)  # refuses what is not JSON
+        found = each.search(simplejson.loads(raw.decode(), use_decimal=True))
+    except json_text.InvalidJSON as error:
+        raise Unreadable(f"Invalid JSON: {error}") from None
+    except jmespath.exceptions.JMESPathError as error:
+        raise Unreadable(f"--each: {error}") from None
+    if not isinstance(found, list):
+        raise Unreadable("--each finds no list in the document")
+    for number, value in enumerate(found, 1):
+        text = simplejson.dumps(value, use_decimal=True)
+        if len(text) > max_bytes:
+            yield Reject(number, f"The row has more than {max_bytes} bytes", json.dumps(text[:MAX_SHOWN]))
+        else:
+            yield Row(number, value, text)
+
+
+def read_json(source: Source, max_bytes: int) -> Rows:
+    document = _Document(source, max_bytes)
+
+    def elements() -> Rows:
+        for line in document.items("[", "]"):
+            yield _parse(line, document.value().encode("utf-8", "surrogateescape"))
+
+    while first := document.peek():
+        line = document.line
+        if first == "[":
+            yield from elements()
+        elif first != "{":
+            yield _parse(line, document.value().encode("utf-8", "surrogateescape"))
+        else:
+            members: list[str] = []
+            is_batch = False
+            size = 0
+            for _ in document.items("{", "}"):
+                name = document.value()
+                document.take(":")
+                if name == '"events"' and document.peek() == "[":
+                    is_batch = True
+                    yield from elements()
+                    continue
+                value = document.value()
+                size += len(name) + len(value)
+                if size > max_bytes:
+                    raise Unreadable(f"line {line}: an object of more than {max_bytes} bytes that is no list of events")
+                if name == '"events"':
+                    is_batch = True
+                    yield Reject(line, "events: Expected array", one_line(f"{{{name}: {value}}}"))
+                members.append(f"{name}: {value}")
+            if not is_batch:
+                yield _parse(line, ("{" + ", ".join(members) + "}").encode("utf-8", "surrogateescape"))
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_decoder = json.JSONDecoder()
+
+
+class _Document:
+    """JSON text that is read only as far as it is asked for. Raises Unreadable where it can't be read on.
+
+    ijson is no replacement: it ends at the first bad byte, has no line numbers, and replaces unpaired surrogates.
+    """
+
+    # only finds the ends of values: NaN and numbers of any length are judged elsewhere
+    _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self._source = source
+        self._max_bytes = max_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+        self._text = ""
+        self._at = 0
+        self._ended = False
+        self.line = 1
+        """The line of the next character."""
+
+    def peek(self) -> str:
+        """Return the next character that is no space; nothing at the end."""
+        while True:
+            end = _skip_space(self._text, self._at)
+            self._pass(end)
+            if end < len(self._text) or self._ended:
+                return self._text[end : end + 1]
+            self._read_more()
+
+    def take(self, character: str) -> None:
+        if self.peek() != character:
+            raise self._unreadable(f"Expecting {character!r}", self._at)
+        self._at += 1
+
+    def items(self, opening: str, closing: str) -> Iterator[int]:
+        """Yield, before each item of an array or object, the line on which it begins. The caller reads the item."""
+        self.take(opening)
+        while self.peek() != closing:
+            yield self.line
+            if self.peek() != closing:
+                self.take(",")
+        self.take(closing)
+
+    def value(self) -> str:
+        """Return the text of the next value."""
+        self.peek()
+        while True:
+            try:
+                _, end = self._decoder.raw_decode(self._text, self._at)
+                # a number may go on
+                if self._ended or (end < len(self._text) and self._text[end] not in ".eE+-0123456789"):
+                    text = self._text[self._at : end]
+                    self._pass(end)
+                    return text
+                reason, at = "Extra data", end
+            except json.JSONDecodeError as error:
+                reason, at = error.msg, error.pos
+                if self._ended:
+                    raise self._unreadable(reason, at) from None
+            except RecursionError:
+                raise self._unreadable("Nested too deep", self._at) from None
+            if len(self._text) - self._at > self._max_bytes:
+                raise self._unreadable(f"{reason}, or a value of more than {self._max_bytes} bytes", at)
+            self._read_more()
+
+    def _pass(self, end: int) -> None:
+        self.line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _read_more(self) -> None:
+        pending = self._text[self._at :]
+        data = self._source.read(max(2**16, len(pending)))  # doubled, so that a long value is not parsed too often
+        self._ended = not data
+        self._text = pending + self._decode(data, self._ended)
+        self._at = 0
+
+    def _unreadable(self, reason: str, at: int) -> Unreadable:
+        return Unreadable(f"line {self.line + self._text.count(chr(10), self._at, at)}: Invalid JSON: {reason}")
