@@ -147,8 +147,9 @@ def test_more_requests_than_connections_wait_their_turn(own_account: Account) ->
 
 def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_account: Account) -> None:
     assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
-    backends = psutil.Process(own_server.pid).children()
-    for process in backends:
+    postmaster = psutil.Process(own_server.pid)
+    processes = [postmaster, *postmaster.children()]
+    for process in processes:
         process.suspend()
     try:
         began = time.monotonic()
@@ -163,7 +164,7 @@ def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_accoun
         assert_unavailable(trying.result())
         assert time.monotonic() - began < ANSWER_TIMEOUT + 2
     finally:
-        for process in backends:
+        for process in processes:
             process.resume()
     wait_for(lambda: own_account.post(EVENT).status == 200)
 
