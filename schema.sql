@@ -78,7 +78,8 @@ CREATE TABLE imports (
     org_id     text NOT NULL,
     id         bigserial,
     file       text NOT NULL,  -- its path, or - for standard input
-    options    text NOT NULL,
+    options    text NOT NULL,  -- JSON
+    sha256     bytea,  -- of an ordinary file, as it was at the beginning
     began_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     ended_at   timestamptz,  -- NULL: it runs, or its process was killed
     read       bigint NOT NULL DEFAULT 0,  -- rows

@@ -6,6 +6,7 @@ imports.
 """
 
 import codecs
+import json
 import sys
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -175,7 +176,7 @@ def import_(
         chunks = record = None
         if not dry_run:
             stack.enter_context(only_import(connection, org))
-            chunks, record = Chunks(connection, org), Record(connection, org, file, " ".join(sys.argv[1:]))
+            chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
         earlier = record.earlier if record and not changed_file else 0
         job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
         problem, status = "", 0
@@ -184,6 +185,9 @@ def import_(
             max_bytes = current_app.config["MAX_BODY_BYTES"]
             rows = read_rows(source, file_format, max_bytes, maker.check_header, delimiter=delimiter, each=each)
             show_progress = stack.enter_context(progress(source.size, "rows"))
+            if record and record.is_stored and not changed_file:
+                rows = iter(())
+                [job.read] = [job.skipped] = record.is_stored
             for _ in job.run(maker.events(rows)):
                 show_progress(source.position(), job.read)
                 if record:
@@ -219,3 +223,11 @@ def import_(
     if problem:
         click.echo(f"Error: {problem}", err=True)
     sys.exit(status or (3 if job.rejected else 0))
+
+
+def _given_options() -> str:
+    """Return what decides which events the rows become, as JSON."""
+    params = click.get_current_context().params
+    others = ("file", "org", "rejects_path", "changed_file", "dry_run")
+    given = {name: value for name, value in params.items() if value and name not in others}
+    return json.dumps(given, default=lambda value: getattr(value, "expression", str(value)), sort_keys=True)

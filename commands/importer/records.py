@@ -1,5 +1,6 @@
 """`imports`: keep a record of every import, list them, and undo one."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from commands.parameters import json_option, org_option
 from database import Connection
 
 INSERT_IMPORT = """
-    INSERT INTO imports (org_id, file, options)
-    VALUES (%(org_id)s, %(file)s, %(options)s)
+    INSERT INTO imports (org_id, file, options, sha256)
+    VALUES (%(org_id)s, %(file)s, %(options)s, %(sha256)s)
     RETURNING id
 """
 
@@ -24,6 +25,24 @@ UPDATE_IMPORT = """
     SET read = %(read)s, stored = %(stored)s, skipped = %(skipped)s, rejected = %(rejected)s,
         ended_at = CASE WHEN %(has_ended)s THEN clock_timestamp() END
     WHERE org_id = %(org_id)s AND id = %(id)s
+"""
+
+# An import that stored every row of the same file in the same way, and of which nothing has been pruned.
+SELECT_SAME = """
+    SELECT stored
+    FROM imports i
+    WHERE org_id = %(org_id)s
+      AND sha256 = %(sha256)s
+      AND options = %(options)s
+      AND read = stored
+      AND ended_at IS NOT NULL
+      AND undone_at IS NULL
+      AND stored = (
+          SELECT sum(k.ingested)
+          FROM idempotency_keys k
+          WHERE k.org_id = %(org_id)s AND k.expires_at IS NULL AND k.stored_at BETWEEN i.began_at AND i.ended_at
+      )
+    LIMIT 1
 """
 
 # How many events of a file the imports of it have stored, from its beginning on, without the last: the file may have
@@ -90,11 +109,24 @@ class Record:
     """The row of an import in the table of imports."""
 
     def __init__(self, connection: Connection, org_id: str, file: str, options: str) -> None:
-        """Begin: `earlier` is how many events earlier imports of the same file stored."""
-        path = file if file == "-" else str(Path(file).absolute())
+        """Begin: `earlier` is how many events earlier imports of the same file stored.
+
+        `is_stored` says that one of them stored all of it, as far as can be told without reading its rows.
+        """
+        path = Path(file).absolute()
+        sha256 = None
+        if path.is_file():
+            with path.open("rb") as opened:
+                sha256 = hashlib.file_digest(opened, "sha256").digest()
         self._connection = connection
-        self._key: dict[str, Any] = {"org_id": org_id, "file": path, "options": options}
+        self._key: dict[str, Any] = {
+            "org_id": org_id,
+            "file": file if file == "-" else str(path),
+            "options": options,
+            "sha256": sha256,
+        }
         [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
+        self.is_stored = connection.execute(SELECT_SAME, self._key).fetchone()
         [(self.id,)] = connection.execute(INSERT_IMPORT, self._key).fetchall()
 
     def update(self, counts: dict[str, int], *, has_ended: bool) -> None:

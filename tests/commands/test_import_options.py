@@ -70,6 +70,18 @@ def test_a_file_that_was_mended_in_place_is_not_stored_twice(account: Account, t
     assert "stored 1500, already stored 1000" in import_(account, str(file), "--changed-file").stdout
 
 
+def test_a_whole_file_is_known_by_its_content(account: Account, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.ndjson", ndjson(events(50)))
+    assert import_(account, str(file)).returncode == 0
+    (tmp_path / "b.ndjson").write_text(file.read_text())
+    for name in (file, tmp_path / "b.ndjson"):
+        assert import_(account, str(name)).stdout == "read 50, stored 0, already stored 50, rejected 0\n"
+    other = import_(account, str(file), "--set", "action=deny")
+    assert (other.returncode, account.count()) == (1, 50)
+    account.execute("DELETE FROM idempotency_keys WHERE org_id = %s", account.org_id)
+    assert import_(account, str(file)).stdout == "read 50, stored 50, already stored 0, rejected 0\n"
+
+
 def test_an_import_is_on_record_and_can_be_undone(new_account: Callable[..., Account], tmp_path: Path) -> None:
     account, other = new_account(), new_account()
     file = write(tmp_path, "a.ndjson", ndjson([*events(1200), {}]))
