@@ -80,7 +80,7 @@ CREATE TABLE imports (
     file       text NOT NULL,  -- its path, or - for standard input
     options    text NOT NULL,  -- JSON
     sha256     bytea,  -- of an ordinary file, as it was at the beginning
-    began_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    began_at   timestamptz NOT NULL DEFAULT now(),
     ended_at   timestamptz,  -- NULL: it runs, or its process was killed
     read       bigint NOT NULL DEFAULT 0,  -- rows
     stored     bigint NOT NULL DEFAULT 0,

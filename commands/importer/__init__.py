@@ -157,9 +157,11 @@ def import_(
     back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
     up, 130 Ctrl-C.
     """
-    file_format = file_format or ("json" if each else format_of(file))
+    file_format = file_format or format_of(file) or ("json" if each else None)
     if file_format is None:
         raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
+    if each and file_format != "json":
+        raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
     table: dict[str, dict[str, str]] = {}
     for field, value, new in translations:
         table.setdefault(field, {})[value] = new

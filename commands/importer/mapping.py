@@ -10,7 +10,7 @@ import jmespath.exceptions
 import simplejson
 
 import schemas
-from commands.importer.files import Unreadable
+from commands.importer.files import InvalidRow, Unreadable
 
 FIELDS = tuple(schemas.Event().fields)
 
@@ -54,14 +54,18 @@ class FieldFinder:
         self._check_timestamp()
 
     def find(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the values of the fields, without nulls, and the columns that are none."""
+        """Return the values of the fields, without nulls, and the columns that are none. Raises InvalidRow."""
         fields: dict[str, Any] = {}
         others = {name: value for name, value in row.items() if name and name not in self._options.dropped}
         view = None
         for field, columns, expression in self._places:
             if expression is not None:
                 view = _entered(row) if view is None else view
-                if (found := expression.search(view)) is not None:
+                try:
+                    found = expression.search(view)
+                except (jmespath.exceptions.JMESPathError, TypeError, ValueError) as error:
+                    raise InvalidRow(f"{field}: The expression of --map fails: {error}") from None
+                if found is not None:
                     fields[field] = found
                 continue
             for column in columns:
@@ -127,7 +131,9 @@ def snake_case(name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:40])) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+    return ", ".join(repr(name[:100]) for name in names[:40]) + (
+        f" and {len(names) - 40} more" if len(names) > 40 else ""
+    )
 
 
 def _entered(row: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ INSERT_IMPORT = """
 UPDATE_IMPORT = """
     UPDATE imports
     SET read = %(read)s, stored = %(stored)s, skipped = %(skipped)s, rejected = %(rejected)s,
-        ended_at = CASE WHEN %(has_ended)s THEN clock_timestamp() END
+        ended_at = CASE WHEN %(has_ended)s THEN now() END
     WHERE org_id = %(org_id)s AND id = %(id)s
 """
 
@@ -69,17 +69,17 @@ SELECT_IMPORTS = """
     ORDER BY id
 """
 
-# The end of an import whose process was killed is before the beginning of the next one.
 SELECT_IMPORT = """
-    SELECT
-        i.org_id, i.file, i.stored, i.began_at, i.undone_at,
-        coalesce(
-            i.ended_at,
-            (SELECT min(n.began_at) FROM imports n WHERE n.org_id = i.org_id AND n.id > i.id),
-            clock_timestamp()
-        ) AS ended_at
-    FROM imports i
-    WHERE i.id = %(id)s
+    SELECT id, org_id, file, stored, began_at, ended_at, undone_at
+    FROM imports
+    WHERE id = %(id)s
+"""
+
+# The end of an import whose process was killed is before the beginning of the next one.
+SELECT_END = """
+    SELECT coalesce(min(began_at), now())
+    FROM imports
+    WHERE org_id = %(org_id)s AND id > %(id)s
 """
 
 DELETE_EVENTS = """
@@ -99,7 +99,7 @@ DELETE_CHUNK_KEYS = """
     WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at BETWEEN %(began_at)s AND %(ended_at)s
 """
 
-MARK_UNDONE = "UPDATE imports SET undone_at = clock_timestamp() WHERE org_id = %(org_id)s AND id = %(id)s"
+MARK_UNDONE = "UPDATE imports SET undone_at = now() WHERE org_id = %(org_id)s AND id = %(id)s"
 
 BATCH = 5000
 """The events that are deleted in one transaction."""
@@ -167,8 +167,10 @@ def undo(import_id: int, yes: bool) -> None:
         if not yes:
             click.confirm(question, abort=True, err=True)
         with only_import(connection, values["org_id"]), progress(values["stored"], "events") as show_progress:
+            if values["ended_at"] is None:
+                [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
             deleted = 0
-            for count in undo_import(connection, {**values, "id": import_id}):
+            for count in undo_import(connection, values):
                 deleted += count
                 show_progress(deleted, deleted)
     click.echo(f"deleted {deleted} events of import {import_id}")

@@ -94,6 +94,9 @@ def test_an_import_is_on_record_and_can_be_undone(new_account: Callable[..., Acc
     first, second = json.loads(listed.stdout)
     assert [first[name] for name in ("file", "read", "stored", "skipped", "rejected")] == [str(file), 1201, 1200, 0, 1]
     assert first["began"] < first["ended"] < second["began"]
+    account.execute(
+        "UPDATE imports SET ended_at = NULL WHERE org_id = %s AND id = %s", account.org_id, first["id"]
+    )  # killed
     undo = ["imports", "undo", str(first["id"]), "--yes"]
     done = command(*undo, database_url=account.service.database_url)
     assert done.stdout == f"deleted 1200 events of import {first['id']}\n"
@@ -147,6 +150,19 @@ def test_each_names_the_list_in_a_document(account: Account, tmp_path: Path) -> 
     assert (done.returncode, account.count()) == (0, 3), done.stderr
     done = import_(account, str(file), "--each", "data[0].nothing")
     assert (done.returncode, done.stderr) == (1, f"Error: {file}: --each finds no list in the document\n")
+
+
+def test_an_expression_that_fails_rejects_the_row(account: Account, tmp_path: Path) -> None:
+    rows = [{**event, "path": path} for event, path in zip(events(2), ("/embeddings", None), strict=True)]
+    file = write(tmp_path, "a.ndjson", ndjson(rows))
+    done = import_(account, str(file), "--map", "type=contains(path, 'embed') && 'embedding' || 'completion'")
+    assert (done.returncode, account.rows("type")) == (3, [("embedding",)])
+    assert "1 x type: The expression of --map fails: In function contains()" in done.stderr
+    done = import_(account, str(file), "--each", "data")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "Error: --each is for JSON documents, and not for ndjson.",
+    )
 
 
 @pytest.mark.parametrize(
