@@ -1,8 +1,9 @@
 """`prune`: delete old events, and idempotency keys that have expired."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 
@@ -14,7 +15,7 @@ from database import Connection
 SELECT_PRUNABLE = """
     SELECT org_id, count(*), max(id)
     FROM audit_events
-    WHERE "timestamp" < %(before)s
+    WHERE received_at < %(before)s
       AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
     GROUP BY org_id
     ORDER BY org_id
@@ -27,20 +28,17 @@ DELETE_EVENTS = """
       AND id IN (
           SELECT id
           FROM audit_events
-          WHERE org_id = %(org_id)s AND id > %(after)s AND id <= %(last)s AND "timestamp" < %(before)s
+          WHERE org_id = %(org_id)s AND id > %(after)s AND id <= %(last)s AND received_at < %(before)s
           ORDER BY id
           LIMIT %(batch)s
       )
-    RETURNING id, source, received_at
+    RETURNING id
 """
 
-# Deletes the keys of an import's chunks of which no event is left. Its events were received when its key was stored.
+# The keys of an import's chunks, which never expire. The events of a chunk were received when its key was stored.
 DELETE_CHUNK_KEYS = """
-    DELETE FROM idempotency_keys k
-    WHERE org_id = %(org_id)s
-      AND expires_at IS NULL
-      AND stored_at = ANY(%(received)s)
-      AND NOT EXISTS (SELECT FROM audit_events e WHERE e.org_id = %(org_id)s AND e.received_at = k.stored_at)
+    DELETE FROM idempotency_keys
+    WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at < %(before)s
 """
 
 DELETE_EXPIRED_KEYS = """
@@ -81,17 +79,24 @@ class Prunable:
 )
 @org_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
 @command
-def prune(before: datetime, org: str | None, dry_run: bool) -> None:
-    """Delete events with a timestamp before a date, and expired idempotency keys, in small batches."""
+def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
+    """Delete events received before a date, and expired idempotency keys, in small batches."""
+    if before > datetime.now(UTC):
+        raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
     with session() as connection:
         prunable = find_prunable(connection, before, org)
         total = sum(each.events for each in prunable)
-        if dry_run:
+        asks = sys.stdin.isatty() and not yes
+        if dry_run or asks:
             columns = ["organization", "events"]
             show([{"organization": each.org_id, "events": each.events} for each in prunable], columns)
-            click.echo(f"{total} events before {iso(before)} would be deleted")
+        if dry_run:
+            click.echo(f"{total} events received before {iso(before)} would be deleted")
             return
+        if asks:
+            click.confirm(f"Delete {total} events received before {iso(before)}?", abort=True, err=True)
         deleted = 0
         with progress(total, "events") as show_progress:
             for each in prunable:
@@ -99,7 +104,7 @@ def prune(before: datetime, org: str | None, dry_run: bool) -> None:
                     deleted += count
                     show_progress(deleted, deleted)
         keys = prune_keys(connection, org)
-    click.echo(f"deleted {deleted} events before {iso(before)}, and {keys} expired idempotency keys")
+    click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys")
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
@@ -109,9 +114,9 @@ def find_prunable(connection: Connection, before: datetime, org_id: str | None) 
 
 
 def prune_events(connection: Connection, prunable: Prunable, before: datetime) -> Iterator[int]:
-    """Delete the events with a timestamp before, batch by batch; yield how many. It can be stopped at any time.
+    """Delete the events received before, batch by batch; yield how many. It can be stopped at any time.
 
-    The last event of a chunk that was imported takes the chunk's key with it, so that it can be imported again.
+    In the end the keys of chunks that were imported go, too, so that they can be imported again.
     """
     parameters = {
         "org_id": prunable.org_id,
@@ -120,15 +125,10 @@ def prune_events(connection: Connection, prunable: Prunable, before: datetime) -
         "last": prunable.last_id,
         "batch": BATCH,
     }
-    while True:
-        with connection.transaction():
-            rows = connection.execute(DELETE_EVENTS, parameters).fetchall()
-            if received := {received_at for _, source, received_at in rows if source == "import"}:
-                connection.execute(DELETE_CHUNK_KEYS, {**parameters, "received": list(received)})
-        if not rows:
-            return
+    while rows := connection.execute(DELETE_EVENTS, parameters).fetchall():
         yield len(rows)
         parameters["after"] = max(row[0] for row in rows)
+    connection.execute(DELETE_CHUNK_KEYS, parameters)
 
 
 def prune_keys(connection: Connection, org_id: str | None) -> int:

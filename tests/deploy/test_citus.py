@@ -224,8 +224,16 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
         ("globex", 2501),
         ("initech", 2501),
     ]
-    pruned = command("prune", "--before", "2021-01-01", database_url=cluster.url)
-    assert pruned.stdout.startswith("deleted 7500 events"), pruned.stderr
+    pruned = command("prune", "--before", "0d", database_url=cluster.url)
+    assert pruned.stdout.startswith("deleted 7503 events"), pruned.stderr
+    listed = json.loads(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)
+    assert [(each["stored"], each["skipped"]) for each in listed] == [(2500, 0), (0, 2500)]
+    assert command("quota", "globex", "unlimited", database_url=cluster.url).returncode == 0
+    again = command("import", str(tmp_path / "globex.ndjson"), "--org", "globex", database_url=cluster.url)
+    assert "stored 2500, already stored 0" in again.stdout, again.stderr
+    newest = json.loads(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)[-1]
+    undone = command("imports", "undo", str(newest["id"]), "--yes", database_url=cluster.url)
+    assert undone.stdout == f"deleted 2500 events of import {newest['id']}\n", undone.stderr
     again = command("import", str(tmp_path / "acme.ndjson"), "--org", "acme", database_url=cluster.url)
     assert "stored 2499, already stored 0" in again.stdout  # up to the quota
     assert command("quota", "acme", "unlimited", database_url=cluster.url).returncode == 0

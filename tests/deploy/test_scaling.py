@@ -81,8 +81,8 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     file = tmp_path / "a.ndjson"
     file.write_text('{"type": "custom", "toolName": "x"}')
     assert flask("import", str(file), "--timestamp-now", "--org", "acme", database_url=url).returncode == 0
-    assert "deleted 32 events" in flask("prune", "--before", "0d", database_url=url).stdout
-    assert own_account.rows() == []
+    assert "deleted 12 events" in flask("prune", "--before", "0d", database_url=url).stdout
+    assert own_account.count() == 20  # what is received in months to come
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
