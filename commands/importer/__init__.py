@@ -193,7 +193,7 @@ def import_(
             for _ in job.run(maker.events(rows)):
                 show_progress(source.position(), job.read)
                 if record:
-                    record.update(job.counts, has_ended=False)
+                    record.update(job.counts)
         except Unreadable as error:
             problem, status = f"{shown}: {error}", 1
         except AllRejected as error:
@@ -211,7 +211,7 @@ def import_(
             problem, status = "interrupted; run it again to go on", 130
         if record:
             with suppress(psycopg.Error):
-                record.update(job.counts, has_ended=True)
+                record.end(job.counts)
         remaining = quota_use(connection, org).remaining if dry_run else None
     if dry_run:
         fate = f"valid {job.read - job.rejected}, stored none"

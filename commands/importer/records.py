@@ -20,12 +20,13 @@ INSERT_IMPORT = """
 """
 
 # After each chunk, so that a process that is killed leaves true counts.
-UPDATE_IMPORT = """
+UPDATE_COUNTS = """
     UPDATE imports
-    SET read = %(read)s, stored = %(stored)s, skipped = %(skipped)s, rejected = %(rejected)s,
-        ended_at = CASE WHEN %(has_ended)s THEN now() END
+    SET read = %(read)s, stored = %(stored)s, skipped = %(skipped)s, rejected = %(rejected)s
     WHERE org_id = %(org_id)s AND id = %(id)s
 """
+
+MARK_ENDED = "UPDATE imports SET ended_at = now() WHERE org_id = %(org_id)s AND id = %(id)s"
 
 # An import that stored every row of the same file in the same way, and of which nothing has been pruned.
 SELECT_SAME = """
@@ -129,8 +130,12 @@ class Record:
         self.is_stored = connection.execute(SELECT_SAME, self._key).fetchone()
         [(self.id,)] = connection.execute(INSERT_IMPORT, self._key).fetchall()
 
-    def update(self, counts: dict[str, int], *, has_ended: bool) -> None:
-        self._connection.execute(UPDATE_IMPORT, {**self._key, **counts, "id": self.id, "has_ended": has_ended})
+    def update(self, counts: dict[str, int]) -> None:
+        self._connection.execute(UPDATE_COUNTS, {**self._key, **counts, "id": self.id})
+
+    def end(self, counts: dict[str, int]) -> None:
+        self.update(counts)
+        self._connection.execute(MARK_ENDED, {**self._key, "id": self.id})
 
 
 @click.group("imports")
