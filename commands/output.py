@@ -68,7 +68,12 @@ def progress(total: int | None, noun: str) -> Iterator[Callable[[int, int], None
     began = time.monotonic()
     nothing: Iterator[str] = iter(())
     with click.progressbar(
-        nothing, length=total, file=sys.stderr, hidden=not sys.stderr.isatty(), item_show_func=lambda text: text
+        nothing,
+        length=total,
+        width=20,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        item_show_func=lambda text: text,
     ) as bar:
 
         def update(done: int, rows: int) -> None:
