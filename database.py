@@ -38,6 +38,8 @@ class DataRejected(Exception):
 # docs/limits.md lists them together with gunicorn's and nginx's.
 CONNECT_TIMEOUT = 3
 """Seconds to reach PostgreSQL."""
+ATTEMPT_TIMEOUT = 0.1
+"""Seconds that a request waits for another one's attempt while PostgreSQL is away."""
 SHORT_LOCK_TIMEOUT = 0.2
 """Seconds that any request waits for a lock. Only some may wait longer: see storage.py."""
 LOCK_TIMEOUT = 7
@@ -131,11 +133,14 @@ class Database:
     def connection(self) -> Iterator[Connection]:
         """Lend a connection. Raises Unavailable, and what `raise_translated` raises.
 
-        While PostgreSQL is away, or hangs, one request at a time tries it, and the others need not wait.
+        While PostgreSQL is away, or hangs, one request at a time tries it, and the others hardly wait.
         """
-        was_away = self._is_away
-        if was_away and not self._attempt.acquire(blocking=False):
+        is_attempt = self._is_away
+        if is_attempt and not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
             raise Unavailable("PostgreSQL can't be reached")
+        if is_attempt and not self._is_away:  # it has come back meanwhile
+            self._attempt.release()
+            is_attempt = False
         try:
             connection = self._take()
             try:
@@ -149,7 +154,7 @@ class Database:
             self._is_away = self._is_away or isinstance(error, psycopg.errors._WaitTimeout)
             raise_translated(error)
         finally:
-            if was_away:
+            if is_attempt:
                 self._attempt.release()
 
     def _take(self) -> Connection:

@@ -40,6 +40,7 @@ def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
     rows = re.findall(r"^\| ([\w ]+) \| ([^|]+) \| ([\d.]+)[^|]* \|", waits, re.MULTILINE)
     assert [float(seconds) for _, _, seconds in rows] == [
         database.CONNECT_TIMEOUT,
+        database.ATTEMPT_TIMEOUT,
         database.SHORT_LOCK_TIMEOUT,
         database.LOCK_TIMEOUT,
         database.STATEMENT_TIMEOUT,
