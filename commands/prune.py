@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -118,17 +119,20 @@ def prune_events(connection: Connection, prunable: Prunable, before: datetime) -
 
     In the end the keys of chunks that were imported go, too, so that they can be imported again.
     """
-    parameters = {
-        "org_id": prunable.org_id,
-        "before": before,
-        "after": 0,
-        "last": prunable.last_id,
-        "batch": BATCH,
-    }
-    while rows := connection.execute(DELETE_EVENTS, parameters).fetchall():
+    parameters = {"org_id": prunable.org_id, "before": before, "last": prunable.last_id}
+    yield from delete_batches(connection, DELETE_EVENTS, parameters)
+    connection.execute(DELETE_CHUNK_KEYS, parameters)
+
+
+def delete_batches(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[int]:
+    """Delete events until none is left; yield how many each batch had.
+
+    `query` deletes up to `batch` events with an id above `after`, in the order of their ids, and returns the ids.
+    """
+    parameters = {**parameters, "after": 0, "batch": BATCH}
+    while rows := connection.execute(query.encode(), parameters).fetchall():
         yield len(rows)
         parameters["after"] = max(row[0] for row in rows)
-    connection.execute(DELETE_CHUNK_KEYS, parameters)
 
 
 def prune_keys(connection: Connection, org_id: str | None) -> int:

@@ -187,9 +187,9 @@ def import_(
             max_bytes = current_app.config["MAX_BODY_BYTES"]
             rows = read_rows(source, file_format, max_bytes, maker.check_header, delimiter=delimiter, each=each)
             show_progress = stack.enter_context(progress(source.size, "rows"))
-            if record and record.is_stored and not changed_file:
+            if record and record.already_stored and not changed_file:
                 rows = iter(())
-                [job.read] = [job.skipped] = record.is_stored
+                job.read = job.skipped = record.already_stored
             for _ in job.run(maker.events(rows)):
                 show_progress(source.position(), job.read)
                 if record:

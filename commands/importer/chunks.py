@@ -60,11 +60,10 @@ class Chunks:
         self.stored_before = {bytes.fromhex(key.removeprefix(CHUNK_KEY)): ingested for key, ingested in rows}
         """How many events each chunk has, by the SHA-256 of its key."""
 
-    def accepts(self, event: str, key: str) -> bool:
-        """Return True if an event could be stored; it is not. Raises what `store` does."""
+    def try_to_store(self, event: str, key: str) -> None:
+        """Raise what `store` would; nothing is stored."""
         with translate_errors(), self._connection.transaction(force_rollback=True):
             self.store([event], key)
-        return True
 
     def store(self, events: list[str], key: str) -> bool:
         """Store events, as JSON, in one transaction; return False if that was done before.
@@ -109,9 +108,7 @@ class Import:
         self._done = 0  # events that are stored or skipped
         self._done_digest = hashlib.sha256()
         self._pending: list[_Pending] = []
-        self._found: dict[
-            int, int
-        ] = {}  # the ends of earlier chunks among the pending events, and how many events each has
+        self._found: dict[int, int] = {}  # where earlier chunks end among the pending events, and their sizes
         self._bad_within: int | None = None  # PostgreSQL refuses one of so many pending events
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
@@ -183,11 +180,13 @@ class Import:
 
     def _store(self, chunks: Chunks, size: int) -> None:
         """Store that many of the pending events, or fewer."""
-        if self._done < self._earlier:
-            size = 1  # either PostgreSQL refused this event before, too, or it is another one than before
         try:
-            if self._done < self._earlier and chunks.accepts(self._pending[0].event.text, self._pending[0].key):
-                raise Changed(self._pending[0].event.line)
+            if self._done < self._earlier:
+                # either PostgreSQL refuses this event, as before, or it is another one than before
+                size = 1
+                first = self._pending[0]
+                chunks.try_to_store(first.event.text, first.key)
+                raise Changed(first.event.line)
             new = chunks.store([each.event.text for each in self._pending[:size]], self._pending[size - 1].key)
         except QuotaExceeded as error:
             if not error.args[0]:

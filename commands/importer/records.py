@@ -11,6 +11,7 @@ from commands.base import NotFound, check_organization, command, fetch_dicts, se
 from commands.importer.lock import only_import
 from commands.output import progress, show
 from commands.parameters import json_option, org_option
+from commands.prune import delete_batches
 from database import Connection
 
 INSERT_IMPORT = """
@@ -89,9 +90,14 @@ DELETE_EVENTS = """
       AND id IN (
           SELECT id
           FROM audit_events
-          WHERE org_id = %(org_id)s AND source = 'import' AND received_at BETWEEN %(began_at)s AND %(ended_at)s
+          WHERE org_id = %(org_id)s
+            AND id > %(after)s
+            AND source = 'import'
+            AND received_at BETWEEN %(began_at)s AND %(ended_at)s
+          ORDER BY id
           LIMIT %(batch)s
       )
+    RETURNING id
 """
 
 # A client's key expires; the keys of chunks do not.
@@ -102,17 +108,15 @@ DELETE_CHUNK_KEYS = """
 
 MARK_UNDONE = "UPDATE imports SET undone_at = now() WHERE org_id = %(org_id)s AND id = %(id)s"
 
-BATCH = 5000
-"""The events that are deleted in one transaction."""
-
 
 class Record:
     """The row of an import in the table of imports."""
 
     def __init__(self, connection: Connection, org_id: str, file: str, options: str) -> None:
-        """Begin: `earlier` is how many events earlier imports of the same file stored.
+        """Begin the record of an import.
 
-        `is_stored` says that one of them stored all of it, as far as can be told without reading its rows.
+        `earlier` is how many events earlier imports of the same file stored, without its last. `already_stored` is how
+        many one of them stored, if that was all of an equal file; else None.
         """
         path = Path(file).absolute()
         sha256 = None
@@ -127,7 +131,8 @@ class Record:
             "sha256": sha256,
         }
         [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
-        self.is_stored = connection.execute(SELECT_SAME, self._key).fetchone()
+        same = connection.execute(SELECT_SAME, self._key).fetchone()
+        self.already_stored: int | None = same and same[0]
         [(self.id,)] = connection.execute(INSERT_IMPORT, self._key).fetchall()
 
     def update(self, counts: dict[str, int]) -> None:
@@ -183,8 +188,7 @@ def undo(import_id: int, yes: bool) -> None:
 
 def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]:
     """Delete the events of an import in batches; yield how many each had. Interrupted, it can be run again."""
-    while deleted := connection.execute(DELETE_EVENTS, {**values, "batch": BATCH}).rowcount:
-        yield deleted
+    yield from delete_batches(connection, DELETE_EVENTS, values)
     with connection.transaction():
         connection.execute(DELETE_CHUNK_KEYS, values)
         connection.execute(MARK_UNDONE, values)

@@ -57,8 +57,6 @@ PROGRAMS = {
         import os, sys
         from igris import Igris
         from igris_langchain import IgrisCallbacks
-        from langchain_core.language_models.fake_chat_models import FakeListChatModel
-        from langchain_core.messages import AIMessage
         from langchain_core.tools import tool
         callbacks = {"callbacks": [IgrisCallbacks(Igris(sys.argv[1], os.environ["KEY"]))]}
         for number in range(3):
