@@ -106,7 +106,6 @@ def logging_config(level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {
-            "psycopg.pool": {"level": "ERROR"},  # its warnings repeat what Unavailable says
             # below info gunicorn logs half-sent requests, with their Authorization header
             "gunicorn.error": {
                 "level": max(level, "info", key=LOG_LEVELS.index).upper(),

@@ -40,7 +40,7 @@ CONNECT_TIMEOUT = 3
 """Seconds to reach PostgreSQL."""
 ATTEMPT_TIMEOUT = 0.1
 """Seconds that a request waits for another one's attempt while PostgreSQL is away."""
-SHORT_LOCK_TIMEOUT = 0.2
+SHORT_LOCK_TIMEOUT = 0.5
 """Seconds that any request waits for a lock. Only some may wait longer: see storage.py."""
 LOCK_TIMEOUT = 7
 STATEMENT_TIMEOUT = 8
@@ -86,8 +86,8 @@ def check_url(text: str) -> str:
     return text
 
 
-def _conninfo(database_url: str, settings: dict[str, str]) -> str:
-    """Add our parameters to the URL where it sets none. Server options in the URL come last, and so win."""
+def conninfo(database_url: str, settings: dict[str, str]) -> str:
+    """Return a URL with our parameters where it sets none, and PostgreSQL's settings; those in the URL win."""
     given = conninfo_to_dict(database_url)
     parameters = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
     parameters["client_encoding"] = "UTF8"
@@ -118,7 +118,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, prepare: bool) -> None:
-        self._conninfo = _conninfo(url, timeout_settings(SHORT_LOCK_TIMEOUT))
+        self._conninfo = conninfo(url, timeout_settings(SHORT_LOCK_TIMEOUT))
         self._prepare_threshold = 0 if prepare else None
         self._idle: list[Connection] = []
         self._is_away = False
@@ -191,30 +191,6 @@ def _is_usable(connection: Connection) -> bool:
     except psycopg.OperationalError:
         return False
     return True
-
-
-@contextmanager
-def connect(database_url: str, *, with_timeouts: bool) -> Iterator[Connection]:
-    """Open a connection for a command, with a transaction that is committed at the end. Raises Unavailable.
-
-    `with_timeouts` gives it the timeouts of requests; it waits LOCK_TIMEOUT for a lock.
-    """
-    with translate_errors():
-        if with_timeouts:
-            connection: Connection = TimeoutConnection.connect(_conninfo(database_url, timeout_settings(LOCK_TIMEOUT)))
-        else:
-            connection = psycopg.connect(_conninfo(database_url, {}))
-        with connection:
-            yield connection
-
-
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turn the driver's errors into the exceptions above."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise_translated(error)
 
 
 _AWAY = (Unavailable, "PostgreSQL can't be reached")

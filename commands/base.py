@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import click
+import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 from psycopg.rows import dict_row
@@ -38,17 +39,35 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def transaction() -> Iterator[Connection]:
-    """Open a connection with a transaction that is committed at the end. Raises Unavailable."""
-    with database.connect(current_app.config["DATABASE_URL"], with_timeouts=False) as connection:
-        yield connection
+def translate_errors() -> Iterator[None]:
+    """Turn the driver's errors into the exceptions of `database`."""
+    try:
+        yield
+    except psycopg.Error as error:
+        database.raise_translated(error)
 
 
 @contextmanager
-def session(*, with_timeouts: bool = False) -> Iterator[Connection]:
-    """Open a connection on which each statement is a transaction. Raises Unavailable."""
-    with database.connect(current_app.config["DATABASE_URL"], with_timeouts=with_timeouts) as connection:
-        connection.autocommit = True
+def connect(database_url: str, *, with_timeouts: bool = False) -> Iterator[Connection]:
+    """Open a connection on which each statement is a transaction. Raises Unavailable.
+
+    `with_timeouts` gives it the timeouts of requests; it waits LOCK_TIMEOUT for a lock.
+    """
+    settings = database.timeout_settings(database.LOCK_TIMEOUT) if with_timeouts else {}
+    kind = database.TimeoutConnection if with_timeouts else psycopg.Connection
+    with translate_errors(), closing(kind.connect(database.conninfo(database_url, settings), autocommit=True)) as made:
+        yield made
+
+
+def session(*, with_timeouts: bool = False) -> AbstractContextManager[Connection]:
+    """Open a connection as `connect` does, to DATABASE_URL."""
+    return connect(current_app.config["DATABASE_URL"], with_timeouts=with_timeouts)
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """Open a connection with a transaction that is committed at the end. Raises Unavailable."""
+    with session() as connection, connection.transaction():
         yield connection
 
 

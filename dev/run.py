@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-import database
-from commands import keys, schema
+from commands import base, keys, schema
 from database import Connection
 from dev import postgres
 from storage import AUTHENTICATE, key_hash
@@ -79,7 +78,7 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 def serve(database_url: str, data: Path) -> None:
     os.environ["DATABASE_URL"] = database_url
     settings = config.load()
-    with database.connect(database_url, with_timeouts=False) as connection:
+    with base.connect(database_url) as connection, connection.transaction():
         schema.create_or_upgrade(connection)
         key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
     server = subprocess.Popen([sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)

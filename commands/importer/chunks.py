@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import json_text
 import storage
+from commands.base import translate_errors
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
-from database import Connection, DataRejected, translate_errors
+from database import Connection, DataRejected
 from storage import QuotaExceeded
 
 CHUNK_ROWS = 1000

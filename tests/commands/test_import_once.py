@@ -111,7 +111,7 @@ def test_an_interrupted_import_is_completed_by_a_rerun(
     process = begin(account, file)
     process.send_signal(how)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert process.returncode == (130 if how == signal.SIGINT else -how), errors
     assert "Traceback" not in errors
     # PostgreSQL carries out what was asked of it last, and then notices
     locks = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()"
