@@ -9,16 +9,18 @@ MAX_ZEROS = 2**24
 """The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
 a body of many such numbers could be stored, but neither read nor dumped."""
 
-MAX_UNSTORABLE = 100_000
-"""The places in a body where characters are replaced because PostgreSQL can't store them: each takes time."""
+_EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
+
+# jsonb can hold neither U+0000 nor half of a surrogate pair. Before this is used, \\ has to be taken out of the text.
+_UNSTORABLE = re.compile(
+    r"\\u(?:0000|[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u)[dD][c-fC-F]..)", re.DOTALL
+)
+_MAYBE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_LOST = re.compile("[\\0\\ud800-\\udfff]")  # the same in a parsed string
 
 
 class InvalidJSON(Exception):
     """The text is not JSON. The argument says why."""
-
-
-class TooMuch(InvalidJSON):
-    """The text has more of something than a body may have."""
 
 
 class TooManyValues(Exception):
@@ -47,29 +49,24 @@ def _outside_strings(body: bytes) -> bytes:
 
 
 class Parser:
-    """Parses the parts of a body. They may have MAX_ZEROS and MAX_UNSTORABLE together.
+    """Parses the JSON texts of a body, which share MAX_ZEROS.
 
     Python's parser accepts NaN and Infinity, which are refused here. Its limits are ours: about a thousand levels of
     nesting, and 4,300 digits of an integer.
     """
 
     def __init__(self) -> None:
-        self._zeros = self._unstorable = 0
+        self._zeros = 0
 
     def parse(self, body: bytes) -> tuple[str, Any]:
-        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON, and TooMuch.
+        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
 
         The fractions in the value are all 0.0: nobody needs them, and this notes their texts at the speed of C.
         """
         fractions: defaultdict[str, float] = defaultdict(float)
         try:
             text = body.decode()
-            check = None
-            if _UNSTORABLE.search(text):
-                check = _check_keys
-                self._unstorable += len(_UNSTORABLE_RUN.findall(text.replace(r"\\", "  ")))
-                if self._unstorable > MAX_UNSTORABLE:
-                    raise TooMuch("There are too many characters that can't be stored, such as U+0000")
+            check = _check_keys if _MAYBE_UNSTORABLE.search(text) else None
             value = json.loads(
                 text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
@@ -84,34 +81,12 @@ class Parser:
         if any("e" in number or "E" in number for number in fractions):
             self._zeros += sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
             if self._zeros > MAX_ZEROS:
-                raise TooMuch("The numbers have too many digits")
+                raise InvalidJSON("The numbers have too many digits")
         return text, value
 
 
 def _refuse_constant(name: str) -> None:
     raise InvalidJSON(f"{name} is not JSON")
-
-
-_EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
-
-# jsonb can hold neither U+0000 nor half of a surrogate pair. Possessive quantifiers keep the search linear.
-_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
-_UNSTORABLE_RUN = re.compile(
-    r"(?:\\u0000|\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)++"
-)
-_LOST = re.compile("[\\0\\ud800-\\udfff]")  # in a parsed string
-_SPLIT = re.compile(
-    r"((?:[^\\]++|\\[^u]|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?!0000|[dD][89a-fA-F])....)*+)"
-    r"((?:\\u(?:0000|[dD][c-fC-F]..|[dD][89abAB]..(?!\\u[dD][c-fC-F])))++)?+",
-    re.DOTALL,
-)
-
-
-def storable_text(json_text: str) -> str:
-    """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
-    if not _UNSTORABLE.search(json_text):
-        return json_text
-    return _SPLIT.sub(lambda part: part[1] + r"\ufffd" * (len(part[2] or "") // 6), json_text)
 
 
 def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,3 +97,11 @@ def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(stored) < len(changed) or not stored.isdisjoint(value):
             raise InvalidJSON("Two keys of an object differ only in characters that can't be stored, such as U+0000")
     return value
+
+
+def storable_text(text: str) -> str:
+    """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
+    if not _MAYBE_UNSTORABLE.search(text):
+        return text
+    # a NUL, which no JSON text has, stands for an escaped backslash: then every other backslash begins an escape
+    return _UNSTORABLE.sub(r"\\ufffd", text.replace(r"\\", "\0")).replace("\0", r"\\")

@@ -11,7 +11,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, pre_load
 
-from json_text import InvalidJSON, Parser, TooMuch, check_value_count
+from json_text import InvalidJSON, Parser, check_value_count
 
 MAX_DETAILS = 1000
 """A response lists at most this many problems and counts the rest."""
@@ -37,13 +37,7 @@ def _type_name(value: object) -> str:
 class _Rule(fields.Field[Any]):
     """A field whose whole rule is `check`."""
 
-    expected: str
-
-    def __init__(self, *, required: bool = False) -> None:
-        super().__init__(
-            required=required,
-            error_messages={"required": "Required", "null": f"Expected {self.expected}, received null"},
-        )
+    expected = "string"
 
     def check(self, value: Any) -> str | None:
         """Return Zod's message for a JSON value, or for `missing`; None if the value is valid."""
@@ -55,7 +49,8 @@ class _Rule(fields.Field[Any]):
             return "Required" if self.required else None
         return f"Expected {self.expected}, received {_type_name(value)}"
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the value as it is. Raises ValidationError. marshmallow's own method treats null and absence apart."""
         if message := self.check(value):
             raise ValidationError(message)
         return value
@@ -63,9 +58,9 @@ class _Rule(fields.Field[Any]):
 
 class _Enum(_Rule):
     def __init__(self, *values: str, required: bool = False) -> None:
+        super().__init__(required=required)
         self.values = values
         self.expected = " | ".join(f"'{value}'" for value in values)
-        super().__init__(required=required)
 
     def check(self, value: Any) -> str | None:
         if type(value) is not str:
@@ -79,11 +74,9 @@ class _Enum(_Rule):
 class _String(_Rule):
     """A string whose length is counted in UTF-16 code units, as JavaScript does."""
 
-    expected = "string"
-
     def __init__(self, min_length: int, max_length: int, *, required: bool = False) -> None:
-        self.min_length, self.max_length = min_length, max_length
         super().__init__(required=required)
+        self.min_length, self.max_length = min_length, max_length
 
     def check(self, value: Any) -> str | None:
         if type(value) is not str:
@@ -103,7 +96,6 @@ class _Instant(_Rule):
     microsecond of the year 9999 may have no further digits.
     """
 
-    expected = "string"
     _shape = re.compile(
         r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?(?:Z|[+-](?:0\d|1[0-5]):?[0-5]\d)",
         re.ASCII,
@@ -158,12 +150,8 @@ def count_errors(event: Any) -> int:
     """Return how many rules an event breaks, in an eighth of the time that marshmallow takes to name them."""
     if type(event) is not dict:
         return 1
-    count = 0
     get = event.get
-    for name, check in _checks:
-        if check(get(name, missing)) is not None:
-            count += 1
-    return count
+    return sum([check(get(name, missing)) is not None for name, check in _checks])
 
 
 def error_messages(event: Any) -> list[tuple[str, str]]:
@@ -201,16 +189,14 @@ class Batch:
         One more entry says how many are not listed.
         """
         details = [{"field": self.path, "message": root}] if root else []
-        unlisted = 0
-        for index, count in self.error_counts.items():
+        total = len(details) + sum(self.error_counts.values())
+        for index in self.error_counts:
             if len(details) >= MAX_DETAILS:
-                unlisted += count
-                continue
+                break
             for name, message in error_messages(self.events[index]):
                 details.append({"field": ".".join(filter(None, (self.path, str(index), name))), "message": message})
-        unlisted += max(0, len(details) - MAX_DETAILS)
-        if unlisted:
-            details[MAX_DETAILS:] = [{"field": "", "message": f"and {unlisted} more"}]
+        if total > MAX_DETAILS:
+            details[MAX_DETAILS:] = [{"field": "", "message": f"and {total - MAX_DETAILS} more"}]
         return details
 
 
@@ -221,45 +207,16 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
     TooManyValues, and InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is invalid.
     """
     check_value_count(body, max_values)
-    if ndjson:
-        return _validate(*_load_lines(body, max_events), "", max_events)
-    text, data = Parser().parse(body)
-    if type(data) is dict and "events" in data:
-        events, path = data["events"], "events"
-    elif type(data) is list:
-        events, path = data, ""
-    elif count_errors(data):
-        raise InvalidEvents([{"field": name, "message": message} for name, message in error_messages(data)], 1)
-    else:
-        return Batch(f"[{text}]", [data], {})
+    data: Any
+    text, data = _parse_lines(body, max_events) if ndjson else Parser().parse(body)
+    has_events = type(data) is dict and "events" in data
+    events, path = (data["events"], "events") if has_events else (data, "")
     if type(events) is not list:
-        raise InvalidEvents([{"field": path, "message": f"Expected array, received {_type_name(events)}"}], 0)
-    return _validate(text, events, path, max_events)
-
-
-def _load_lines(body: bytes, max_events: int) -> tuple[str, list[Any]]:
-    """Return the lines as the text of a JSON array, and their values. Raises TooMuch."""
-    texts: list[str] = []
-    events: list[Any] = []
-    parser = Parser()
-    number, counted = 1, 0
-    for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
-        if len(events) > max_events:  # one event too many is enough to refuse the batch
-            break
-        try:
-            text, event = parser.parse(line[0])
-        except TooMuch:
-            raise
-        except InvalidJSON as error:
-            number += body.count(b"\n", counted, line.start())
-            counted = line.start()
-            text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
-        texts.append(text)
-        events.append(event)
-    return f"[{','.join(texts)}]", events
-
-
-def _validate(text: str, events: list[Any], path: str, max_events: int) -> Batch:
+        if has_events:
+            raise InvalidEvents([{"field": path, "message": f"Expected array, received {_type_name(events)}"}], 0)
+        if count_errors(data):
+            raise InvalidEvents([{"field": name, "message": message} for name, message in error_messages(data)], 1)
+        return Batch(f"[{text}]", [data], {})
     error_counts: dict[int, int] = {}
     for index, event in enumerate(events):
         if index >= max_events and len(error_counts) >= MAX_DETAILS:
@@ -272,3 +229,23 @@ def _validate(text: str, events: list[Any], path: str, max_events: int) -> Batch
     if len(events) > max_events:
         raise InvalidEvents(batch.details(f"Array must contain at most {max_events} element(s)"), len(events))
     return batch
+
+
+def _parse_lines(body: bytes, max_events: int) -> tuple[str, list[Any]]:
+    """Return the lines as the text of a JSON array, and their values."""
+    texts: list[str] = []
+    events: list[Any] = []
+    parser = Parser()
+    number, counted = 1, 0
+    for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
+        if len(events) > max_events:  # one event too many is enough to refuse the batch
+            break
+        try:
+            text, event = parser.parse(line[0])
+        except InvalidJSON as error:
+            number += body.count(b"\n", counted, line.start())
+            counted = line.start()
+            text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
+        texts.append(text)
+        events.append(event)
+    return f"[{','.join(texts)}]", events
