@@ -6,9 +6,7 @@ schema.sql; how to connect, and what PostgreSQL's errors mean, is in database.py
 
 import hashlib
 import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,7 +117,10 @@ class Storage:
         self.database = Database(database_url, prepare=prepare)
         self._idempotency_days = idempotency_days
         self._seen_keys: dict[bytes, ApiKey] = {}
-        self._lock_waits = _LockWaits(threads)
+        # An organization's requests can all hang on one lock, its row of monthly_usage. One thread waits for it then.
+        self._waiting: set[str] = set()
+        self._max_waiting = threads - 1
+        self._lock = threading.Lock()
 
     def identify(self, key: str) -> ApiKey:
         """Return the id and organization of a key, from memory if it was seen before. Raises Unauthorized.
@@ -146,12 +147,19 @@ class Storage:
 
         Raises Unauthorized, QuotaExceeded, KeyReused, DataRejected and BodyTooLarge; then nothing is stored.
         """
-        self._lock_waits.check(key.org_id)
+        if key.org_id in self._waiting:
+            raise Unavailable("an earlier request of the organization waits for a lock")
         try:
             return self._store(key, batch)
         except LockTimeout:
-            with self._lock_waits.begin(key.org_id):
-                return self._store(key, batch, LOCK_TIMEOUT)
+            with self._lock:
+                if key.org_id in self._waiting or len(self._waiting) >= self._max_waiting:
+                    raise
+                self._waiting.add(key.org_id)
+        try:
+            return self._store(key, batch, LOCK_TIMEOUT)
+        finally:
+            self._waiting.discard(key.org_id)
 
     def _store(self, key: ApiKey, batch: EventBatch, lock_timeout: int | None = None) -> StoreResult:
         try:
@@ -174,38 +182,6 @@ class Storage:
             raise Unavailable("the database role lacks a privilege")
 
 
-class _LockWaits:
-    """Limits how many threads of the process wait for locks, so that the others go on serving.
-
-    All requests of an organization can hang on one lock: its row of monthly_usage.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._max_per_organization = threads // 2
-        self._max = threads - 1
-        self._waiting: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def check(self, org_id: str) -> None:
-        """Raise Unavailable if another request of the organization would only wait behind those that wait already."""
-        if self._waiting and 0 < self._max_per_organization <= self._waiting[org_id]:
-            raise Unavailable("earlier requests of the organization wait for a lock")
-
-    @contextmanager
-    def begin(self, org_id: str) -> Iterator[None]:
-        """Count a thread that waits. Raises Unavailable if there are too many."""
-        with self._lock:
-            if self._waiting[org_id] >= self._max_per_organization or self._waiting.total() >= self._max:
-                raise Unavailable("too many requests wait for a lock")
-            self._waiting[org_id] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting[org_id] -= 1
-                self._waiting += Counter()  # drops what is zero
-
-
 def key_hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
@@ -221,7 +197,7 @@ def store_batch(
     """Store a batch as Storage.store does, on a connection in autocommit mode. A command has no API key.
 
     `idempotency_days` None keeps the idempotency key for ever. `lock_timeout` in seconds replaces the session's. Raises
-    psycopg.Error beside the exceptions of Storage.store: see database.translate_errors.
+    psycopg.Error beside the exceptions of Storage.store: see database.raise_translated.
     """
     parameters = {
         "org_id": org_id,

@@ -34,7 +34,7 @@ ALTER ROLE igris_web SET synchronous_commit = 'on';
 ALTER ROLE igris_web SET DateStyle = 'ISO, MDY';
 ALTER ROLE igris_web SET IntervalStyle = 'postgres';
 ALTER ROLE igris_web SET TimeZone = 'UTC';
-ALTER ROLE igris_web SET lock_timeout = '0.2s';
+ALTER ROLE igris_web SET lock_timeout = '0.5s';
 ALTER ROLE igris_web SET statement_timeout = '8s';
 ALTER ROLE igris_web SET idle_in_transaction_session_timeout = '8s';
 
