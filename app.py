@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import re
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,24 @@ IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0
 ingest = Blueprint("ingest", __name__)
 
 
+class NoApiKey(storage.Unauthorized):
+    """The request has no API key."""
+
+
+class InvalidIdempotencyKey(Exception):
+    """The header is there, but it is not a key."""
+
+
 @ingest.before_request
 def authenticate() -> None:
     """Find the request's API key. This runs before the body is read, so a stranger can't make us read one."""
-    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-    key = sent.strip() if scheme.lower() == "bearer" else ""
-    g.key_sent = bool(key)
+    scheme, _, key = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if scheme.lower() != "bearer" or not (key := key.strip()):
+        raise NoApiKey
     if not API_KEY.fullmatch(key):
         raise storage.Unauthorized
-    g.api_key = api_key = current_storage().identify(key)
-    g.key = key
-    g.access_line.organization, g.access_line.apiKeyId = api_key.org_id, api_key.id
+    g.key, g.api_key = key, current_storage().identify(key)
+    g.access_line.organization, g.access_line.apiKeyId = g.api_key.org_id, g.api_key.id
 
 
 @ingest.after_request
@@ -75,21 +81,26 @@ def ingest_raw() -> Response:
 
 def load() -> tuple[schemas.Batch, bytes]:
     """Return the events of the body, and the body. Raises what ERRORS names."""
-    ndjson = body.is_ndjson(request)
-    data = body.read(request, current_app.config["MAX_BODY_BYTES"])
-    limits = current_app.config["MAX_BATCH_EVENTS"], current_app.config["MAX_BODY_VALUES"]
-    batch = schemas.load(data, *limits, ndjson=ndjson)
+    settings = current_app.config
+    ndjson = body.is_ndjson(request.environ)
+    data = body.read(request.environ, settings["MAX_BODY_BYTES"])
+    batch = schemas.load(data, settings["MAX_BATCH_EVENTS"], settings["MAX_BODY_VALUES"], ndjson=ndjson)
     g.access_line.rejected = len(batch.events)  # until they are stored
     return batch, data
 
 
 def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
     """Store the valid events of a batch, once for each Idempotency-Key. Raises what ERRORS names."""
-    key = read_idempotency_key()
-    kind = b"ndjson" if key and body.is_ndjson(request) else b""  # the same bytes can be other events
-    fingerprint = hashlib.sha256(kind + data).digest() if key else None
-    text, valid, size = json_text.storable_text(batch.text), batch.valid, len(batch.events)
-    return current_storage().store(g.api_key, storage.EventBatch(text, valid, size, key, fingerprint))
+    key = fingerprint = None
+    if (sent := request.environ.get("HTTP_IDEMPOTENCY_KEY")) is not None:
+        if not (match := IDEMPOTENCY_KEY.fullmatch(sent)):
+            raise InvalidIdempotencyKey
+        key = match["quoted"] or match["bare"]
+        kind = b"ndjson" if body.is_ndjson(request.environ) else b""  # the same bytes can be other events
+        fingerprint = hashlib.sha256(kind + data).digest()
+    text = json_text.storable_text(batch.text)
+    events = storage.EventBatch(text, batch.valid, len(batch.events), key, fingerprint)
+    return current_storage().store(g.api_key, events)
 
 
 def answer(batch: schemas.Batch, result: storage.StoreResult, lenient: bool) -> Response:
@@ -101,36 +112,22 @@ def answer(batch: schemas.Batch, result: storage.StoreResult, lenient: bool) -> 
     }
     if rejected:
         content["details"] = batch.details()
-    headers = []
+    response = json_response(content)
     if lenient:
-        headers.append(("Preference-Applied", "handling=lenient"))
+        response.headers.add("Preference-Applied", "handling=lenient")
     if result.replayed:
-        headers.append(("Idempotency-Replayed", "true"))
-    return json_response(content, headers=headers)
+        response.headers.add("Idempotency-Replayed", "true")
+    return response
 
 
 def prefers_lenient() -> bool:
     """Return whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
-    sent = request.headers.get("Prefer")
+    sent = request.environ.get("HTTP_PREFER")
     for preference in parse_list_header(sent.lower()) if sent else ():
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip() == "handling":
             return value.strip().strip('"') == "lenient"
     return False
-
-
-def read_idempotency_key() -> str | None:
-    """Return the Idempotency-Key without its quotes, or None. Raises InvalidIdempotencyKey."""
-    sent = request.headers.get("Idempotency-Key")
-    if sent is None:
-        return None
-    if not (match := IDEMPOTENCY_KEY.fullmatch(sent)):
-        raise InvalidIdempotencyKey
-    return match["quoted"] or match["bare"]
-
-
-class InvalidIdempotencyKey(Exception):
-    """The header is there, but it is not a key."""
 
 
 def current_storage() -> storage.Storage:
@@ -159,8 +156,8 @@ def openapi() -> Response:
     return Response(text, headers=[("Content-Type", "application/yaml"), ("Cache-Control", "no-store")])
 
 
-def json_response(content: dict[str, Any], status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    headers = [*headers, ("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+def json_response(content: dict[str, Any], status: int = 200) -> Response:
+    headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
     return Response(json.dumps(content) + "\n", status, headers)
 
 
@@ -198,33 +195,34 @@ def error_response(error: Exception) -> Response:
     if isinstance(error, HTTPException) and status == 500:
         status, name = error.code or 500, error.name
     details = [{"field": "", "message": detail.format(*error.args)}] if detail else []
-    content: dict[str, Any] = {"error": name}
-    headers: list[tuple[str, str]] = []
+    meta: dict[str, Any] = {}
+    headers: dict[str, str] = {}
     match error:
         case MethodNotAllowed():
-            headers.append(("Allow", ", ".join(sorted(error.valid_methods or ()))))
+            headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         case storage.Unauthorized():
-            invalid = ', error="invalid_token"' if g.key_sent else ""
-            headers.append(("WWW-Authenticate", f'Bearer realm="igris"{invalid}'))
+            sent = "" if isinstance(error, NoApiKey) else ', error="invalid_token"'
+            headers["WWW-Authenticate"] = f'Bearer realm="igris"{sent}'
         case body.UnsupportedMediaType():
-            headers.append(("Accept" if error.args[0] == "Content-Type" else "Accept-Encoding", error.args[1]))
+            headers["Accept" if error.args[0] == "Content-Type" else "Accept-Encoding"] = error.args[1]
         case schemas.InvalidEvents():
             details, g.access_line.rejected = error.args
         case InvalidIdempotencyKey():
             details[0]["field"] = "Idempotency-Key"
         case storage.QuotaExceeded():
             # not in Retry-After, which clients obey: they would sleep for days
-            content["meta"] = {"remainingQuota": error.args[0], "quotaResetsAt": first_of_next_month(datetime.now(UTC))}
+            meta = {"remainingQuota": error.args[0], "quotaResetsAt": first_of_next_month(datetime.now(UTC))}
         case database.Unavailable():
             log.warning(": ".join(error.args))
             # spread, so that the clients that were refused don't come back in the same second
-            headers.append(("Retry-After", str(random.randint(1, 5))))  # noqa: S311
+            headers["Retry-After"] = str(random.randint(1, 5))  # noqa: S311
         case _ if status == 500:
             log.error("this is a defect", exc_info=error)
-    if details:
-        content["details"] = details
     g.access_line.error = name
-    return json_response(content, status, headers)
+    content = {"error": name} | ({"details": details} if details else {}) | ({"meta": meta} if meta else {})
+    response = json_response(content, status)
+    response.headers.update(headers)
+    return response
 
 
 def first_of_next_month(now: datetime) -> str:

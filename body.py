@@ -2,8 +2,7 @@
 
 import re
 import zlib
-
-from flask import Request
+from wsgiref.types import WSGIEnvironment
 
 from json_text import InvalidJSON
 
@@ -19,9 +18,9 @@ class TooManyBytes(Exception):
     """The body is larger than a body may be. The argument is the limit in bytes."""
 
 
-def is_ndjson(request: Request) -> bool:
+def is_ndjson(environ: WSGIEnvironment) -> bool:
     """Return whether the body is NDJSON, and not JSON. Raises UnsupportedMediaType if it is neither."""
-    content_type = request.content_type or ""
+    content_type = environ.get("CONTENT_TYPE") or ""
     if JSON.fullmatch(content_type):
         return False
     if NDJSON.fullmatch(content_type):
@@ -29,25 +28,26 @@ def is_ndjson(request: Request) -> bool:
     raise UnsupportedMediaType("Content-Type", "application/json, application/x-ndjson, application/jsonl")
 
 
-def read(request: Request, max_bytes: int) -> bytes:
+def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
     """Return the whole body, inflated.
 
     Raises UnsupportedMediaType, TooManyBytes, and InvalidJSON if the body is cut short or badly framed. Werkzeug's
     get_data() is not used: it cuts a chunked body at the limit and returns the rest as if it were whole.
     """
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity", "gzip"):
         raise UnsupportedMediaType("Content-Encoding", "gzip, identity")
-    length = request.content_length  # None: the body comes in chunks
-    if length is not None and length > max_bytes:
+    chunked = not environ.get("CONTENT_LENGTH")
+    length = max_bytes + 1 if chunked else int(environ["CONTENT_LENGTH"])
+    if length > max_bytes and not chunked:
         raise TooManyBytes(max_bytes)
     try:
-        body: bytes = request.environ["wsgi.input"].read(max_bytes + 1 if length is None else length)
+        body: bytes = environ["wsgi.input"].read(length)
     except Exception as error:  # the server's parser has its own exceptions for what a client can do wrong
         raise InvalidJSON("The body could not be read to its end") from error
     if len(body) > max_bytes:
         raise TooManyBytes(max_bytes)
-    if length is not None and len(body) < length:
+    if len(body) < length and not chunked:
         raise InvalidJSON("The body breaks off")
     return inflate(body, max_bytes) if encoding == "gzip" else body
 

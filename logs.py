@@ -14,7 +14,7 @@ import stat
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache
 
 from flask import Flask, Response, g, has_request_context, request
 
@@ -26,20 +26,20 @@ REQUEST_ID = re.compile(r"(?!.*ig_)[\w.:/+=@-]{1,128}", re.ASCII)
 """An X-Request-Id that is taken over. One that contains an API key is not."""
 
 
-@dataclass(slots=True)
+@dataclass
 class AccessLine:
-    """What is logged of a request. Whoever learns something about it fills it in."""
+    """What is logged of a request, in this order. Whoever learns something about it fills it in."""
 
     time: str
     requestId: str  # noqa: N815
     method: str
     path: str | None
     """One of the service's own paths; another could hold an API key."""
+    bytes: int | None
+    """The Content-Length."""
     status: int = 0
     error: str | None = None
     ms: float = 0
-    bytes: int | None = None
-    """The Content-Length."""
     organization: str | None = None
     apiKeyId: int | None = None  # noqa: N815
     ingested: int = 0
@@ -48,14 +48,13 @@ class AccessLine:
     """How many lines before this one could not be written."""
 
     def as_json(self) -> str:
-        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+        return json.dumps(vars(self))
 
     def as_text(self) -> str:
         events = f", {self.organization}: {self.ingested} stored, {self.rejected} rejected" if self.organization else ""
-        return (
-            f"{self.time[11:19]} {self.method} {self.path or '(no such path)'} {self.status}"
-            f"{f' {self.error}' if self.error else ''} in {self.ms} ms{events}"
-        )
+        error = f" {self.error}" if self.error else ""
+        path = self.path or "(no such path)"
+        return f"{self.time[11:19]} {self.method} {path} {self.status}{error} in {self.ms} ms{events}"
 
 
 class LossyOutput:
@@ -90,39 +89,41 @@ class LossyOutput:
         """Do nothing: `logging` wants to flush."""
 
 
-class AccessLog:
-    """Writes the line of each request when it ends."""
-
-    @cached_property
-    def _output(self) -> LossyOutput:
-        return LossyOutput(STANDARD_OUTPUT)
-
-    def begin(self) -> None:
-        sent = request.headers.get("X-Request-Id", "")
-        g.began = time.perf_counter()
-        g.access_line = AccessLine(
-            datetime.now(UTC).isoformat(timespec="milliseconds"),
-            sent if REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(128):032x}",
-            request.method,
-            request.url_rule.rule if request.url_rule else None,
-            bytes=request.content_length,
-        )
-
-    def end(self, response: Response) -> Response:
-        line: AccessLine = g.access_line
-        response.headers["X-Request-Id"] = line.requestId
-        line.status = response.status_code
-        line.ms = round((time.perf_counter() - g.began) * 1000, 2)
-        line.lostLines = self._output.lost
-        self._output.write((line.as_text() if self._output.is_terminal else line.as_json()) + "\n")
-        return response
+@cache
+def access_output() -> LossyOutput:
+    """Return the standard output. Only web workers ask for it: a command has to wait for its reader."""
+    return LossyOutput(STANDARD_OUTPUT)
 
 
-class RequestIdFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        if has_request_context() and "access_line" in g:
-            record.request_id = g.access_line.requestId
-        return True
+def begin_line() -> None:
+    environ = request.environ
+    sent = environ.get("HTTP_X_REQUEST_ID")
+    length = environ.get("CONTENT_LENGTH")
+    g.began = time.perf_counter()
+    g.access_line = AccessLine(
+        datetime.now(UTC).isoformat(timespec="milliseconds"),
+        sent if sent and REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(128):032x}",
+        environ["REQUEST_METHOD"],
+        request.url_rule.rule if request.url_rule else None,
+        int(length) if length else None,
+    )
+
+
+def end_line(response: Response) -> Response:
+    line: AccessLine = g.access_line
+    response.headers.add("X-Request-Id", line.requestId)
+    output = access_output()
+    line.status = response.status_code
+    line.ms = round((time.perf_counter() - g.began) * 1000, 2)
+    line.lostLines = output.lost
+    output.write((line.as_text() if output.is_terminal else line.as_json()) + "\n")
+    return response
+
+
+def add_request_id(record: logging.LogRecord) -> bool:
+    if has_request_context() and "access_line" in g:
+        record.request_id = g.access_line.requestId
+    return True
 
 
 def init_app(app: Flask, level: str) -> None:
@@ -130,7 +131,6 @@ def init_app(app: Flask, level: str) -> None:
     logging.config.dictConfig(config.logging_config(level))
     [handler] = logging.getLogger().handlers
     handler.setStream(LossyOutput(STANDARD_ERROR))  # type: ignore[attr-defined]
-    handler.addFilter(RequestIdFilter())
-    access_log = AccessLog()
-    app.before_request(access_log.begin)
-    app.after_request(access_log.end)
+    handler.addFilter(add_request_id)
+    app.before_request(begin_line)
+    app.after_request(end_line)
