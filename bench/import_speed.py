@@ -24,8 +24,7 @@ from commands.importer.mapping import Options
 from commands.importer.rows import EventMaker
 from commands.quota import quota_use
 from dev import postgres
-from dev.service import set_up
-from tests.support import FLASK
+from dev.service import FLASK, set_up
 
 ROWS = int(os.environ.get("ROWS", "400000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))

@@ -26,6 +26,7 @@ from commands.schema import create_or_upgrade
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]
 WEB = f"exec {shlex.quote(str(BIN))}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
 PATH = "/api/v1/ingest/raw"
 EVENT = {"type": "tool_call", "toolName": "generate_report"}

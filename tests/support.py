@@ -11,7 +11,7 @@ import pytest
 
 import commands
 from app import create_app
-from dev.service import BIN, EVENT, ROOT, Answer, Service
+from dev.service import EVENT, FLASK, ROOT, Answer, Service
 
 
 class Account:
@@ -58,9 +58,6 @@ class LockedUsageRow:
 
     def __exit__(self, *_: object) -> None:
         self.blocker.close()
-
-
-FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]
 
 
 def flask(

@@ -7,25 +7,25 @@ imports.
 
 import codecs
 import json
+import re
 import sys
 from contextlib import ExitStack, suppress
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import click
-import jmespath
-import jmespath.exceptions
 import psycopg
 from flask import current_app
 
 import database
 from commands.base import check_organization, command, session
 from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
+from commands.importer.expressions import compile_expression
 from commands.importer.files import Source, Unreadable
-from commands.importer.formats import FORMATS, format_of, read_rows
+from commands.importer.formats import FORMATS, SPREADSHEETS, format_of, read_rows
 from commands.importer.lock import only_import
 from commands.importer.mapping import FIELDS, Options, snake_case
-from commands.importer.records import Record
+from commands.importer.records import Record, UndoneInPart
 from commands.importer.rejects import RejectsFile
 from commands.importer.rows import EventMaker
 from commands.output import printable, progress
@@ -69,9 +69,18 @@ class Expression(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return jmespath.compile(value) if isinstance(value, str) else value
-        except jmespath.exceptions.JMESPathError:
+            return compile_expression(value) if isinstance(value, str) else value
+        except ValueError:
             self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]", param, ctx)
+
+
+class TimeFormat(click.ParamType[str]):
+    name = "format"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value and not re.search("%[YyGcxsD]", value.replace("%%", "")):
+            self.fail(f"{value!r} has no year, such as %Y", param, ctx)
+        return value
 
 
 class Delimiter(click.ParamType[str]):
@@ -89,7 +98,7 @@ class Encoding(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            b"".decode(value)
+            "".encode(value)  # refuses what is no text encoding, such as hex
             return codecs.lookup(value).name
         except LookupError:
             self.fail(f"{value!r} is not an encoding; use a name such as cp1252, latin-1 or utf-16", param, ctx)
@@ -123,11 +132,18 @@ class Encoding(click.ParamType[str]):
     help="Replace a value of a field; * is every other value.",
 )
 @click.option("--drop", "dropped", multiple=True, metavar="COLUMN", help="Leave a column out of metadata.")
-@click.option("--each", type=Expression(), help="JSON: the list of rows in a document, as a JMESPath expression.")
+@click.option(
+    "--each",
+    type=Expression(),
+    multiple=True,
+    help="JSON: the list of rows in a document, as a JMESPath expression; again: a list in each of these rows.",
+)
 @click.option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
 @click.option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
-@click.option("--time-format", default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'.")
-@click.option("--timestamp-now", is_flag=True, help="No row has a timestamp: date them at the time of the import.")
+@click.option(
+    "--time-format", type=TimeFormat(), default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'."
+)
+@click.option("--timestamp-now", is_flag=True, help="Date rows without a timestamp at the time of the import.")
 @click.option("--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import.")
 @click.option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
 @click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
@@ -141,7 +157,7 @@ def import_(
     zone: ZoneInfo | None,
     translations: tuple[tuple[str, str, str], ...],
     dropped: tuple[str, ...],
-    each: Any,
+    each: tuple[Any, ...],
     delimiter: str | None,
     encoding: str | None,
     time_format: str,
@@ -158,10 +174,15 @@ def import_(
     up, 130 Ctrl-C.
     """
     file_format = file_format or format_of(file) or ("json" if each else None)
+    if file_format is None and file.lower().endswith(SPREADSHEETS):
+        raise click.UsageError("FILE is a spreadsheet: save the sheet as CSV UTF-8 and import that.")
     if file_format is None:
         raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
-    if each and file_format != "json":
+    if each and file_format not in ("json", "rejects"):
         raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
+    for option, given in (("--map", sources), ("--set", constants)):
+        if len({field for field, _ in given}) < len(given):
+            raise click.UsageError(f"{option} names a field twice.")
     table: dict[str, dict[str, str]] = {}
     for field, value, new in translations:
         table.setdefault(field, {})[value] = new
@@ -178,12 +199,16 @@ def import_(
         chunks = record = None
         if not dry_run:
             stack.enter_context(only_import(connection, org))
-            chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
+            try:
+                chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
+            except UndoneInPart as error:
+                raise click.ClickException(f"first end what was interrupted: imports undo {error}") from None
         earlier = record.earlier if record and not changed_file else 0
         job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
         problem, status = "", 0
         try:
             source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None), encoding))
+            maker.may_lack_columns = source.is_rejects
             max_bytes = current_app.config["MAX_BODY_BYTES"]
             rows = read_rows(source, file_format, max_bytes, maker.check_header, delimiter=delimiter, each=each)
             show_progress = stack.enter_context(progress(source.size, "rows"))
@@ -199,12 +224,13 @@ def import_(
         except AllRejected as error:
             problem, status = f"{shown}: the first {error} rows are all rejected", 3
         except Changed as error:
-            problem = f"{shown}: from about line {error} on, its rows are not those that its last import stored. Import"
-            problem += " changed rows as a file of their own, undo that import, or store all of them: --changed-file"
+            problem = f"{shown}: from about line {error} on, its rows are not those that its last import stored, or"
+            problem += " other options make other events of them. Import changed rows as a file of their own, undo that"
+            problem += " import, or, if FILE is another one under the same name, store all of it: --changed-file"
             status = 1
         except QuotaEnded as error:
             problem, status = f"the month's quota is used up; line {error} of {shown} is the first not stored", 4
-            problem += "; run it again to go on from there"
+            problem += "; run it again with the same options to go on from there"
         except database.Unavailable as error:
             problem, status = f"{': '.join(error.args)}; run it again to go on", 1
         except KeyboardInterrupt:
@@ -222,6 +248,8 @@ def import_(
         click.echo(f"  {count:,} x {printable(reason)}", err=True)
     if dry_run:
         click.echo(f"the month's quota has room for {'any number' if remaining is None else remaining}")
+    for note in maker.notes:
+        click.echo(f"Note: {note}", err=True)
     if problem:
         click.echo(f"Error: {problem}", err=True)
     sys.exit(status or (3 if job.rejected else 0))

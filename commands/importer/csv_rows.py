@@ -1,6 +1,7 @@
 """Read CSV: a header row, and a row of cells for each event."""
 
 import csv
+import re
 from collections.abc import Callable
 
 from commands.importer.files import InvalidRow, Lines, Reject, Row, Rows, Source, Unreadable, shown
@@ -11,9 +12,14 @@ DELIMITERS = ",;\t|"
 def read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]], None], delimiter: str | None) -> Rows:
     lines = _CsvLines(source, max_bytes)
     csv.field_size_limit(max_bytes)  # of the whole process, which does nothing else
-    rows = csv.reader(lines, strict=True, delimiter=delimiter or _delimiter(source.peek(2**16)))
+    begin = source.peek(2**16)
+    if b"\0" in begin:
+        raise Unreadable("it has NULs, as UTF-16 without a mark has them: name the encoding with --encoding")
+    if b"\r" in begin.replace(b"\r\n", b"") and b"\n" not in begin:
+        raise Unreadable("its lines end with CR alone: save it with LF or CRLF")
+    rows = csv.reader(lines, strict=True, delimiter=delimiter or _delimiter(begin))
     try:
-        header = next(rows, None)
+        header = next((cells for cells in rows if cells), None)
     except (csv.Error, InvalidRow) as error:
         raise Unreadable(f"the header row is not CSV: {error}") from None
     if header is None:
@@ -45,9 +51,9 @@ def read_csv(source: Source, max_bytes: int, check_header: Callable[[list[str]],
 
 
 def _delimiter(begin: bytes) -> str:
-    """Return the delimiter that splits the header row into the most cells. csv.Sniffer also guesses letters."""
-    header = begin.partition(b"\n")[0].decode("utf-8", "replace")
-    return max(DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), ())))
+    """Return the delimiter that the header row has most of, outside quotes. csv.Sniffer also guesses letters."""
+    header = begin.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8", "replace")
+    return max(DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
 
 
 class _CsvLines:
@@ -84,7 +90,7 @@ class _CsvLines:
         return self._lines.number > self.first_line
 
     def unclosed(self) -> Unreadable:
-        return Unreadable(f"line {self.first_line}: a quote in this row is never closed")
+        return Unreadable(f"line {self.first_line}: a quote in this row is never closed, or text follows it")
 
 
 def _not_utf8(raw: bytes | bytearray) -> str:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +14,10 @@ from typing import Any, NamedTuple
 
 MAX_SHOWN = 1000
 """The characters of a line that a reject shows if the line is not JSON."""
+
+
+MAX_ROW_SHOWN = 2**16
+"""The characters up to which a reject shows a row as a whole. Of a longer one it shows the beginning."""
 
 
 class Unreadable(Exception):
@@ -41,11 +46,14 @@ class Reject(NamedTuple):
 
 Rows = Iterator[Row | Reject]
 
+_REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"reason"\s*:\s*"')
+
 
 class Source:
     """A file, or standard input for `-`, as UTF-8. Raises Unreadable.
 
     It is inflated if it is gzip, whatever its name. UTF-16 is known by its mark, another encoding by `encoding`.
+    Rejects are UTF-8, whatever the file was that they are from.
     """
 
     def __init__(self, path: str, stdin: Any, encoding: str | None = None) -> None:
@@ -65,7 +73,8 @@ class Source:
             self._file.close()
             raise Unreadable("it is a spreadsheet or an archive: save the sheet as CSV UTF-8 and import that")
         self.is_parquet = begin.startswith(b"PAR1")
-        if encoding is not None:
+        self.is_rejects = bool(_REJECT.match(self.peek(100)))
+        if encoding is not None and not self.is_rejects:
             self._stream = io.BufferedReader(_AsUtf8(self._stream, encoding), 2**16)
 
     def __enter__(self) -> "Source":
@@ -99,9 +108,8 @@ class Source:
         except (OSError, EOFError, zlib.error) as error:  # gzip's three ways to say that it is damaged
             raise Unreadable(str(error)) from None
         except UnicodeError as error:
-            raise Unreadable(
-                f"Not {error.args[0]}: {error.reason if isinstance(error, UnicodeDecodeError) else error}"
-            ) from None
+            what = f"Not {error.encoding}: {error.reason}" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise Unreadable(what) from None
 
 
 class _AsUtf8(io.RawIOBase):

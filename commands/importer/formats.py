@@ -1,7 +1,6 @@
 """The formats of files: a new one is a name here, a reader in a file of its own, and a line in `read_rows`."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from commands.importer.csv_rows import read_csv
@@ -18,8 +17,9 @@ FORMATS = {
     ".json": "json",
     ".parquet": "parquet",
 }
-"""The formats by the end of a file's name. What is NDJSON or JSON by its name, and begins with a
-reject, is a file of rejects, too."""
+"""The formats by the end of a file's name. What begins with a reject is a file of rejects under any name."""
+
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
 
 def format_of(name: str) -> str | None:
@@ -35,24 +35,21 @@ def read_rows(
     check_header: Callable[[list[str]], None],
     *,
     delimiter: str | None = None,
-    each: Any = None,
+    each: Sequence[Any] = (),
 ) -> Rows:
     """Yield the rows of a file in their order, or a Reject for what is not a row.
 
     `file_format` is one of FORMATS. A row has at most `max_bytes`. `check_header` gets the names of the columns, where
-    the file says them at its beginning, and may raise Unreadable. `delimiter` is CSV's; None finds it. `each` is a
-    compiled JMESPath expression for the list of rows in a JSON document. Raises Unreadable if the file as a whole makes
-    no sense, or no row can be told from here on.
+    the file says them at its beginning, and may raise Unreadable. `delimiter` is CSV's; None finds it. `each` are
+    compiled JMESPath expressions: the list of rows in a JSON document, then lists in the rows of the one before. Raises
+    Unreadable if the file as a whole makes no sense, or no row can be told from here on.
     """
+    if source.is_rejects or file_format == "rejects":
+        return read_rejects(source, max_bytes)
     if source.is_parquet or file_format == "parquet":
-        return read_parquet(source, check_header)
+        return read_parquet(source, max_bytes, check_header)
     if file_format == "csv":
         return read_csv(source, max_bytes, check_header, delimiter)
-    if file_format == "rejects" or _REJECT.match(source.peek(100)):
-        return read_rejects(source, max_bytes)
-    if each is not None:
+    if each:
         return read_each(source, max_bytes, each)
     return {"ndjson": read_ndjson, "json": read_json}[file_format](source, max_bytes)
-
-
-_REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"reason"\s*:\s*"')

@@ -2,14 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jmespath
-import jmespath.exceptions
 import simplejson
+from jmespath.exceptions import JMESPathError
 
 import schemas
+from commands.importer.expressions import compile_expression, has_default, roots
 from commands.importer.files import InvalidRow, Unreadable
 
 FIELDS = tuple(schemas.Event().fields)
@@ -27,7 +27,7 @@ class Options(NamedTuple):
     dropped: frozenset[str] = frozenset()
     """The columns to leave out."""
     is_dated_now: bool = False
-    """The rows have no timestamp, and get the time of the import."""
+    """Rows without a timestamp get the time of the import."""
 
 
 class _Place(NamedTuple):
@@ -41,17 +41,26 @@ class _Place(NamedTuple):
 class FieldFinder:
     """Finds the fields in rows with certain columns. Raises Unreadable if the options don't fit the columns."""
 
-    def __init__(self, options: Options, names: list[str], *, is_complete: bool) -> None:
-        """`names` are the columns: all that a row can have (`is_complete`), or those of the first rows."""
+    def __init__(
+        self, options: Options, names: list[str], *, is_complete: bool = False, may_lack_columns: bool = False
+    ) -> None:
+        """`names` are the columns: all that a row can have (`is_complete`), or those of the first rows.
+
+        Rejects `may_lack_columns` that the options name: those of CSV have no empty cells.
+        """
         self._options = options
         self._names = names
+        self._may_lack_columns = may_lack_columns
+        self.notes: list[str] = []
+        """What may be a mistake, and may be none."""
         taken = {source for source in options.sources.values() if source in names}
         self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]
-        for column in sorted(options.dropped - set(names)) if names else ():
+        for column in sorted(options.dropped - set(names)) if names and not may_lack_columns else ():
             raise Unreadable(f"no column is called {column!r}, as --drop has it{self._nearest(column)}")
         if is_complete:
             self._check_required()
-        self._check_timestamp()
+        if not may_lack_columns:
+            self._check_timestamp()
 
     def find(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the values of the fields, without nulls, and the columns that are none. Raises InvalidRow."""
@@ -63,7 +72,7 @@ class FieldFinder:
                 view = _entered(row) if view is None else view
                 try:
                     found = expression.search(view)
-                except (jmespath.exceptions.JMESPathError, TypeError, ValueError) as error:
+                except (JMESPathError, TypeError, ValueError) as error:
                     raise InvalidRow(f"{field}: The expression of --map fails: {error}") from None
                 if found is not None:
                     fields[field] = found
@@ -88,15 +97,23 @@ class FieldFinder:
         if source in self._names or not self._names:
             return _Place(field, [source, *own])
         try:
-            compiled = jmespath.compile(source)
-        except jmespath.exceptions.JMESPathError:
-            raise self._no_column(field, source, source) from None
-        if compiled.parsed["type"] == "field":
-            raise self._no_column(field, source, compiled.parsed["value"])
-        roots = list(_roots(compiled.parsed))
-        if roots and not set(roots) & set(self._names):
-            raise self._no_column(field, source, roots[0])
-        return _Place(field, own, compiled)
+            expression = compile_expression(source)
+        except ValueError:
+            read, expression = [source], None
+        else:
+            read = sorted(roots(expression))
+        is_column = expression is None or expression.parsed["type"] == "field"
+        if is_column and self._may_lack_columns:
+            return _Place(field, [source, *own])
+        try:
+            is_optional = not is_column and has_default(expression)
+        except ValueError as error:
+            raise Unreadable(f"--map {field}={source}: {error}") from None
+        if is_column or (read and not set(read) & set(self._names) and not is_optional):
+            raise self._no_column(field, source, read[0])
+        for column in () if self._may_lack_columns else sorted(set(read) - set(self._names)):
+            self.notes.append(f"none of the first rows has {column!r}, as --map {field}={source} has it")
+        return _Place(field, own, expression)
 
     def _no_column(self, field: str, source: str, column: str) -> Unreadable:
         return Unreadable(
@@ -148,25 +165,3 @@ def _parsed(cell: str) -> Any:
         return simplejson.loads(cell, use_decimal=True)
     except (ValueError, RecursionError):
         return cell
-
-
-# The nodes of JMESPath's syntax tree of which only the first child is about the row itself.
-_CHAINS = (
-    "subexpression",
-    "index_expression",
-    "projection",
-    "filter_projection",
-    "value_projection",
-    "flatten",
-    "pipe",
-)
-
-
-def _roots(node: Any) -> Iterator[str]:
-    """Yield the columns that an expression reads."""
-    if node["type"] == "field":
-        yield node["value"]
-    children: Iterable[Any] = node.get("children", ())
-    for child in list(children)[: 1 if node["type"] in _CHAINS else None]:
-        if isinstance(child, dict):
-            yield from _roots(child)

@@ -1,6 +1,8 @@
 """`imports`: keep a record of every import, list them, and undo one."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ UPDATE_COUNTS = """
     WHERE org_id = %(org_id)s AND id = %(id)s
 """
 
-MARK_ENDED = "UPDATE imports SET ended_at = now() WHERE org_id = %(org_id)s AND id = %(id)s"
+MARK_ENDED = """
+    UPDATE imports
+    SET ended_at = now(), sha256 = CASE WHEN %(is_same)s THEN sha256 END
+    WHERE org_id = %(org_id)s AND id = %(id)s
+"""
 
 # An import that stored every row of the same file in the same way, and of which nothing has been pruned.
 SELECT_SAME = """
@@ -47,12 +53,16 @@ SELECT_SAME = """
     LIMIT 1
 """
 
-# How many events of a file the imports of it have stored, from its beginning on, without the last: the file may have
-# ended in the middle of it.
+# How many events of a file its imports have stored, from the beginning on. What was undone since is a gap in them.
 SELECT_EARLIER = """
-    SELECT greatest(coalesce(max(stored + skipped), 0) - 1, 0)
+    SELECT coalesce(max(stored + skipped), 0)
     FROM imports i
     WHERE org_id = %(org_id)s AND file = %(file)s AND file <> '-' AND undone_at IS NULL
+      AND NOT EXISTS (
+          SELECT
+          FROM imports u
+          WHERE u.org_id = %(org_id)s AND u.file = %(file)s AND u.undone_at >= i.began_at
+      )
       AND EXISTS (  -- else they have been pruned
           SELECT
           FROM idempotency_keys k
@@ -100,13 +110,30 @@ DELETE_EVENTS = """
     RETURNING id
 """
 
+# Imports whose undoing was interrupted: the keys of their chunks are deleted in the end.
+SELECT_UNDONE_IN_PART = """
+    SELECT min(i.id)
+    FROM imports i
+    JOIN idempotency_keys k ON k.org_id = i.org_id AND k.stored_at BETWEEN i.began_at AND i.ended_at
+    WHERE i.org_id = %(org_id)s AND i.undone_at IS NOT NULL AND k.expires_at IS NULL
+"""
+
 # A client's key expires; the keys of chunks do not.
 DELETE_CHUNK_KEYS = """
     DELETE FROM idempotency_keys
     WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at BETWEEN %(began_at)s AND %(ended_at)s
 """
 
-MARK_UNDONE = "UPDATE imports SET undone_at = now() WHERE org_id = %(org_id)s AND id = %(id)s"
+# An import that was killed has no end yet.
+MARK_UNDONE = """
+    UPDATE imports
+    SET undone_at = now(), ended_at = %(ended_at)s
+    WHERE org_id = %(org_id)s AND id = %(id)s
+"""
+
+
+class UndoneInPart(Exception):
+    """The undoing of an import was interrupted. The argument is its id."""
 
 
 class Record:
@@ -115,21 +142,25 @@ class Record:
     def __init__(self, connection: Connection, org_id: str, file: str, options: str) -> None:
         """Begin the record of an import.
 
-        `earlier` is how many events earlier imports of the same file stored, without its last. `already_stored` is how
-        many one of them stored, if that was all of an equal file; else None.
+        `earlier` is how many events earlier imports of the same file stored. `already_stored` is how many one of them
+        stored, if that was all of an equal file; else None. Raises UndoneInPart.
         """
-        path = Path(file).absolute()
+        self._path = Path(file).resolve()
+        self._version = self._version_of_file()
         sha256 = None
-        if path.is_file():
-            with path.open("rb") as opened:
+        if self._version:
+            with self._path.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").digest()
         self._connection = connection
         self._key: dict[str, Any] = {
             "org_id": org_id,
-            "file": file if file == "-" else str(path),
+            "file": os.fsencode(self._path).decode("utf-8", "replace") if self._version else "-",
             "options": options,
             "sha256": sha256,
         }
+        [(undone,)] = connection.execute(SELECT_UNDONE_IN_PART, self._key).fetchall()
+        if undone:
+            raise UndoneInPart(undone)
         [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
         same = connection.execute(SELECT_SAME, self._key).fetchone()
         self.already_stored: int | None = same and same[0]
@@ -139,8 +170,18 @@ class Record:
         self._connection.execute(UPDATE_COUNTS, {**self._key, **counts, "id": self.id})
 
     def end(self, counts: dict[str, int]) -> None:
+        """Record that the import has ended. A file that was changed meanwhile is not known by its content."""
         self.update(counts)
-        self._connection.execute(MARK_ENDED, {**self._key, "id": self.id})
+        is_same = self._version == self._version_of_file()
+        self._connection.execute(MARK_ENDED, {**self._key, "id": self.id, "is_same": is_same})
+
+    def _version_of_file(self) -> tuple[int, ...] | None:
+        """Return what changes with an ordinary file; None for another."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 @click.group("imports")
@@ -171,7 +212,7 @@ def undo(import_id: int, yes: bool) -> None:
         if not found:
             raise NotFound(f"there is no import {import_id}")
         [values] = found
-        if values["undone_at"]:
+        if values["undone_at"] and connection.execute(SELECT_UNDONE_IN_PART, values).fetchone() == (None,):
             raise click.ClickException(f"import {import_id} is undone already")
         question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
         if not yes:
@@ -187,8 +228,10 @@ def undo(import_id: int, yes: bool) -> None:
 
 
 def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]:
-    """Delete the events of an import in batches; yield how many each had. Interrupted, it can be run again."""
+    """Delete the events of an import in batches; yield how many each had.
+
+    Interrupted, it can be run again, and has to be before the next import: only in the end the keys of the chunks go.
+    """
+    connection.execute(MARK_UNDONE, values)
     yield from delete_batches(connection, DELETE_EVENTS, values)
-    with connection.transaction():
-        connection.execute(DELETE_CHUNK_KEYS, values)
-        connection.execute(MARK_UNDONE, values)
+    connection.execute(DELETE_CHUNK_KEYS, values)

@@ -23,7 +23,7 @@ class RejectsFile:
     """
 
     def __init__(self, file: str, path: str | None = None) -> None:
-        """`path` names it; then it must not be there yet."""
+        """`path` names it. Raises ClickException if it is there already."""
         name = "stdin" if file == "-" else file
         name = name if Path(name).is_file() else Path(name).name
         self._paths = [path] if path else [f"{name}.rejects.ndjson"]
@@ -31,6 +31,8 @@ class RejectsFile:
             self._paths += [f"{name}.rejects-{number}.ndjson" for number in range(2, MAX_REJECTS_FILES + 1)]
         self._path = Path(self._paths[0])
         self._file: IO[str] | None = None
+        if path and Path(path).exists():
+            raise click.ClickException(f"{printable(path)}: there is a file of that name; move it away")
 
     @property
     def where(self) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
@@ -12,14 +13,11 @@ import simplejson
 
 import json_text
 import schemas
-from commands.importer.files import InvalidRow, Reject, Row, Rows, Unreadable, one_line
+from commands.importer.files import MAX_ROW_SHOWN, InvalidRow, Reject, Row, Rows, Unreadable, one_line
 from commands.importer.mapping import FIELDS, FieldFinder, Options
 
 FIRST_ROWS, FIRST_BYTES = 1000, 2**22
 """The rows of NDJSON or JSON, and their bytes, in which the columns of --map and a timestamp are looked for."""
-
-MAX_ROW_SHOWN = 2**16
-"""The characters up to which a reject shows a row as a whole. Of a longer one it shows the beginning."""
 
 
 class Event(NamedTuple):
@@ -40,11 +38,18 @@ class EventMaker:
         self._zone = zone
         self._time_format = time_format
         self._finder: FieldFinder | None = None
+        self.may_lack_columns = False
+        """Set for rejects: they need not have all the columns that the options name."""
         self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
         try:
             self._event({"type": "custom", "toolName": "x", **self._options.constants}, {})
         except InvalidRow as error:
             raise ValueError(f"{error}") from None
+
+    @property
+    def notes(self) -> list[str]:
+        """What may be a mistake in the options, and may be none."""
+        return self._finder.notes if self._finder else []
 
     def check_header(self, names: list[str]) -> None:
         """Raise Unreadable if a row with these columns can't be an event."""
@@ -84,7 +89,8 @@ class EventMaker:
                     break
         except Unreadable as error:
             problem = error
-        self._finder = FieldFinder(self._options, list(names), is_complete=False)
+        if self._finder is None:  # reading the first row may have read the header
+            self._finder = FieldFinder(self._options, list(names), may_lack_columns=self.may_lack_columns)
         yield from first
         if problem:
             raise problem
@@ -103,19 +109,22 @@ class EventMaker:
                 return _validated(value, row.text)
             value = simplejson.loads(row.text, use_decimal=True)  # with every digit
         fields, others = cast(FieldFinder, self._finder).find(value)
+        fields, others = _with_metadata(fields, others)
         fields.update(self._options.constants)
+        if "timestamp" not in fields and not self._options.is_dated_now:
+            raise InvalidRow("timestamp: Is missing; --timestamp-now dates such rows at the time of the import")
         return self._event(fields, others)
 
     def _is_event(self, value: dict[str, Any]) -> bool:
         """Return whether a JSON row is in the form of HTTP's bodies, so that nothing has to be converted."""
         if not self._keeps_form or None in value.values() or not value.keys() <= set(FIELDS):
             return False
-        time = value.get("timestamp", "")
-        return type(value.get("metadata")) is not str and type(time) is str and self._instant(time) == time
+        time = value.get("timestamp", "" if self._options.is_dated_now else None)
+        return type(value.get("metadata", {})) is dict and type(time) is str and self._instant(time) == time
 
     def _event(self, fields: dict[str, Any], others: dict[str, Any]) -> str:
         time = fields.get("timestamp")
-        if isinstance(time, Decimal | int) and _EPOCH.fullmatch(str(time)):
+        if isinstance(time, Decimal | int | float) and _EPOCH.fullmatch(str(time)):
             time = str(time)
         if type(time) is str:
             fields["timestamp"] = self._instant(time)
@@ -136,22 +145,23 @@ class EventMaker:
         """Return a timestamp of an export in the form of the schema, which refuses what is not a timestamp."""
         if self._time_format and (time := self._formatted(text)):
             return time
+        text = text.strip()
         if match := _EPOCH.fullmatch(text):
             seconds, milliseconds, fraction = match.groups(default="")
             digits = milliseconds + fraction
             return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%S}{digits and '.' + digits}Z"
         if _DATE.fullmatch(text):
-            text += "T00:00:00"
+            return f"{text}T00:00:00{self._offset(text, is_date=True)}"
         if not (match := _EXPORTED.fullmatch(text)):
             return text
         date, time, fraction, offset = match.groups(default="")
         if offset == "":
             offset = self._offset(f"{date}T{time}")
-        elif offset == "UTC":
+        elif offset in ("UTC", "GMT"):
             offset = "Z"
         elif len(offset) == 3:
             offset += ":00"
-        return f"{date}T{time}{fraction}{offset}"
+        return f"{date}T{time}{fraction.replace(',', '.')}{offset}"
 
     def _formatted(self, text: str) -> str:
         """Return a timestamp that has the form of --time-format; nothing if it has not."""
@@ -161,8 +171,11 @@ class EventMaker:
             return ""
         return instant.isoformat() + ("" if instant.tzinfo else self._offset(instant.isoformat()))
 
-    def _offset(self, local: str) -> str:
-        """Return the offset of a local time: the first of two when clocks go back. Raises InvalidRow."""
+    def _offset(self, local: str, *, is_date: bool = False) -> str:
+        """Return the offset of a local time: the first of two when clocks go back. Raises InvalidRow.
+
+        A date begins when clocks go forward at its midnight, too.
+        """
         if self._zone is None:
             raise InvalidRow("timestamp: Has no time zone: give one with --timezone, such as --timezone UTC")
         try:
@@ -170,7 +183,7 @@ class EventMaker:
             exists = instant.astimezone(UTC).astimezone(self._zone).replace(tzinfo=None) == instant.replace(tzinfo=None)
         except (ValueError, OverflowError):
             return ""
-        if not exists:
+        if not exists and not is_date:
             raise InvalidRow(f"timestamp: There was no such time in {self._zone}, where clocks went forward")
         return f"{instant:%z}"
 
@@ -179,12 +192,36 @@ def _merged(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]
     """Return both. A column that has the name of another value in metadata becomes `column_NAME`."""
     merged = dict(columns)
     for name, value in columns.items():
-        if name in metadata and value not in (metadata[name], simplejson.dumps(metadata[name], use_decimal=True)):
+        if name in metadata and not _is_same(value, metadata[name]):
             other = f"column_{name}"
             while other in metadata or other in columns:
                 other = f"column_{other}"
             merged[other] = value
     return {**merged, **metadata}
+
+
+def _is_same(column: Any, value: Any) -> bool:
+    """Return whether a column holds a value, or its JSON. 1 and true are two values, which Python takes for equal."""
+    texts = [simplejson.dumps(each, use_decimal=True, sort_keys=True) for each in (column, value)]
+    return texts[0] == texts[1] or column == simplejson.dumps(value, use_decimal=True)
+
+
+def _with_metadata(fields: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both with metadata that is an object or absent. Another value becomes a member of it, called metadata."""
+    metadata = fields.get("metadata")
+    if type(metadata) is str and (metadata.lstrip()[:1] == "{" or _is_json(metadata)):
+        metadata = _parse_metadata(metadata)
+    if metadata is None or type(metadata) is dict:
+        return fields, others
+    others = _merged({"metadata": metadata}, others)
+    return {name: value for name, value in fields.items() if name != "metadata"}, others
+
+
+def _is_json(text: str) -> bool:
+    with suppress(InvalidRow):
+        _parse_metadata(text)
+        return True
+    return False
 
 
 def _parse_metadata(text: str) -> Any:
@@ -210,7 +247,7 @@ def _shown(row: Row) -> str:
 
 # As PostgreSQL, SQLite, DuckDB, pandas and BigQuery write it: a blank or a T, an offset that may end with its hours.
 _EXPORTED = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)((?<=:\d\d:\d\d)\.\d+)? ?(Z|UTC|[+-]\d\d(?::?\d\d)?)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)((?<=:\d\d:\d\d)[.,]\d+)? ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?", re.ASCII
 )
 # Seconds, or milliseconds without a point between: the years 2001 to 2286. Other lengths could be anything.
 _EPOCH = re.compile(r"(\d{10})(\d{3})?(?:\.(\d+))?", re.ASCII)

@@ -52,3 +52,8 @@ def run(account: Account, *arguments: str, **kwargs: Any) -> subprocess.Complete
     how = flask if kwargs else command
     arguments = ("import", *arguments, "--timestamp-now", "--org", account.org_id)
     return how(*arguments, database_url=account.service.database_url, **kwargs)
+
+
+def import_(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command as it is, without --timestamp-now."""
+    return command("import", *arguments, "--org", account.org_id, database_url=account.service.database_url)

@@ -22,9 +22,9 @@ from commands.importer.rows import Event
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
 from database import Connection
-from dev.service import EVENT, wait_for
+from dev.service import EVENT, FLASK, wait_for
 from tests.commands.importing import events, ndjson, run, write
-from tests.support import FLASK, Account, assert_refused
+from tests.support import Account, assert_refused
 
 # Exactly once
 
@@ -42,13 +42,17 @@ def test_a_file_is_stored_once_and_what_was_added_to_it_too(account: Account, tm
 
 
 @pytest.mark.parametrize("rows", [2, CHUNK_ROWS - 1])
-def test_a_file_may_grow_in_the_middle_of_its_last_row(account: Account, rows: int, tmp_path: Path) -> None:
+def test_a_file_that_grew_in_the_middle_of_its_last_row_is_a_changed_one(
+    account: Account, rows: int, tmp_path: Path
+) -> None:
     file = tmp_path / "a.csv"
     before = "type,toolName\n" + "custom,x\n" * rows
     file.write_text(before + "custom,hel")
     run(account, str(file))
     file.write_text(before + "custom,hello\ncustom,c\n")
-    assert f"stored 2, already stored {rows}, rejected 0" in run(account, str(file)).stdout
+    changed = run(account, str(file))
+    assert (changed.returncode, account.count()) == (1, rows + 1)
+    assert f"stored 2, already stored {rows}, rejected 0" in run(account, str(file), "--changed-file").stdout
     assert [row[0] for row in account.rows("tool_name")] == ["x"] * rows + ["hel", "hello", "c"]
 
 
@@ -78,7 +82,7 @@ def test_at_the_end_of_the_quota_it_stops_and_goes_on_later(
         assert done.returncode == 4
         assert done.stderr == (
             f"Error: the month's quota is used up; line 1235 of {file} is the first not stored; "
-            "run it again to go on from there\n"
+            "run it again with the same options to go on from there\n"
         )
         assert account.count() == account.used() == 1234
     set_quota(connection, account.org_id, 2500)

@@ -23,14 +23,17 @@ EXPECTED = {
         ("completion", "gpt-4o-mini", "log"),
         ("embedding", "text-embedding-3-small", "log"),
         ("completion", "claude-sonnet-4", "alert"),
+        ("tool_call", "github/search", "log"),
+        ("custom", "unknown", "alert"),
     ],
     "langfuse_observations.jsonl": [
         ("completion", "gpt-4o", "log"),
         ("tool_call", "search_web", "alert"),
         ("embedding", "text-embedding-3-small", "log"),
     ],
-    "openai_batch_output.jsonl": [("completion", "gpt-4o-mini-2024-07-18", "log")] * 2,
-    "openai_usage.json": [("custom", "gpt-4o", "log")],
+    "openai_batch_output.jsonl": [("completion", "gpt-4o-mini-2024-07-18", "log")] * 3,
+    "openai_usage.json": [("custom", "gpt-4o", "log"), ("custom", "o3", "log"), ("custom", "all models", "log")],
+    "anthropic_usage.json": [("custom", "claude-sonnet-4-20250514", "log"), ("custom", "all models", "log")],
     "anthropic_batch_results.jsonl": [
         ("completion", "claude-sonnet-4-20250514", "log"),
         ("completion", "second", "alert"),
@@ -40,7 +43,12 @@ EXPECTED = {
         ("completion", "amazon.nova-lite-v1:0", "alert"),
     ],
     "azure_openai_logs.jsonl": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
-    "helicone_requests.csv": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
+    "azure_openai_records.json": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
+    "helicone_requests.csv": [
+        ("completion", "gpt-4o", "log"),
+        ("embedding", "text-embedding-3-small", "log"),
+        ("completion", "CUSTOM", "log"),
+    ],
     "portkey_logs.jsonl": [("completion", "gpt-4o", "log"), ("completion", "claude-sonnet-4", "log")],
     "psql.csv": [
         ("completion", "gpt-4o", "log"),

@@ -16,8 +16,8 @@ import pytest
 from commands.events import newest
 from commands.prune import BATCH, find_prunable, prune_events
 from database import Connection
-from dev.service import EVENT, ROOT, Service, at_once, set_up, wait_for
-from tests.support import FLASK, Account, flask
+from dev.service import EVENT, FLASK, ROOT, Service, at_once, set_up, wait_for
+from tests.support import Account, flask
 
 
 def run(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
