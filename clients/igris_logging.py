@@ -22,6 +22,7 @@ class IgrisHandler(logging.Handler):
         """Send a record. What goes wrong is logging's to report: it never reaches the program that logs."""
         try:
             extra = {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
+            extra.update(extra.pop("extra", {}))  # where loguru has what was bound
             self._igris.send(
                 extra.pop("type", "custom"),
                 extra.pop("toolName", record.name),

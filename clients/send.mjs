@@ -4,12 +4,13 @@ import { setTimeout as pause } from "node:timers/promises";
 
 const WORTH_ANOTHER_ATTEMPT = new Set([408, 500, 502, 503, 504]);
 
-/** Store events; return how many. Throws if they are refused, or if nobody answers in ten attempts. */
-export async function send(url, key, events) {
+/** Store events; return the service's answer. Throws if they are refused, or if nobody answers in so many attempts. */
+export async function send(url, key, events, { attempts = 10, lenient = false } = {}) {
   const headers = {
     Authorization: `Bearer ${key}`,
     "Content-Type": "application/json",
     "Idempotency-Key": randomUUID(),
+    ...(lenient && { Prefer: "handling=lenient" }),
   };
   const body = JSON.stringify(events);
   for (let attempt = 1; ; attempt++) {
@@ -20,7 +21,7 @@ export async function send(url, key, events) {
     try {
       const answer = await fetch(url, { method: "POST", headers, body, signal: controller.signal });
       const text = await answer.text();
-      if (answer.ok) return JSON.parse(text).data.ingested;
+      if (answer.ok) return JSON.parse(text);
       problem = new Error(`${answer.status} ${text.trim()}`);
       if (!WORTH_ANOTHER_ATTEMPT.has(answer.status)) attempt = Infinity;
     } catch (error) {
@@ -28,7 +29,7 @@ export async function send(url, key, events) {
     } finally {
       clearTimeout(timeout);
     }
-    if (attempt >= 10) throw problem;
+    if (attempt >= attempts) throw problem;
     await pause(Math.min(250 * 2 ** attempt, 10_000));
   }
 }

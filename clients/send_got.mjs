@@ -1,0 +1,19 @@
+// Send a batch with got. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost.
+import { randomUUID } from "node:crypto";
+import got from "got";
+
+/** Store events; return the service's answer. Throws if they are refused, or if nobody answers in ten attempts. */
+export async function send(url, key, events) {
+  try {
+    return await got
+      .post(url, {
+        json: events,
+        headers: { Authorization: `Bearer ${key}`, "Idempotency-Key": randomUUID() },
+        timeout: { request: 35_000 },
+        retry: { limit: 9, methods: ["POST"], statusCodes: [408, 500, 502, 503, 504], backoffLimit: 10_000 },
+      })
+      .json();
+  } catch (error) {
+    throw error.response ? new Error(`${error.response.statusCode} ${error.response.rawBody}`) : error;
+  }
+}

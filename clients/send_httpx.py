@@ -1,0 +1,29 @@
+"""Send a batch with httpx and stamina. One Idempotency-Key for all attempts: the batch is stored once."""
+
+import uuid
+from typing import Any
+
+import httpx
+import stamina
+
+_WORTH_ANOTHER_ATTEMPT = (408, 500, 502, 503, 504)
+
+
+def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
+    """Store events; return how many. Raises httpx.HTTPError if they are refused or nobody answers."""
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}
+    return int(_post(url, headers, events).json()["data"]["ingested"])
+
+
+def _may_help(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _WORTH_ANOTHER_ATTEMPT
+    return isinstance(error, httpx.TransportError)
+
+
+@stamina.retry(on=_may_help, attempts=10, timeout=None, wait_initial=0.25, wait_max=10)
+def _post(url: str, headers: dict[str, str], events: list[dict[str, Any]]) -> httpx.Response:
+    answer = httpx.post(url, json=events, headers=headers, timeout=35)
+    if answer.is_error:
+        raise httpx.HTTPStatusError(f"{answer.status_code}: {answer.text}", request=answer.request, response=answer)
+    return answer
