@@ -139,7 +139,7 @@ def current_storage() -> storage.Storage:
 
 def healthz() -> Response:
     """Answer while the process does, whatever the database does."""
-    return json_response({"status": "ok"})
+    return json_response({"status": "ok", "version": config.VERSION})
 
 
 def readyz() -> Response:
@@ -250,5 +250,5 @@ def create_app() -> Flask:
     if os.environ.get("FLASK_RUN_FROM_CLI"):  # Flask sets it for `flask --app app`; web workers need no commands
         import commands
 
-        commands.init_app(app)
+        commands.add_to(app.cli)
     return app

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from database import check_url
 
+VERSION = "1.0.0"
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -14,7 +14,7 @@ import psycopg
 
 from database import LOCK_TIMEOUT, Connection, Database, LockTimeout, OutOfMemory, Unavailable
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Unauthorized(Exception):

@@ -1,18 +1,26 @@
-"""The operator's commands: `flask --app app ...`. Each file has a subject: its commands, and their SQL beside them."""
+"""The operator's commands: `igris-ingest ...`. Each file has a subject: its commands, and their SQL beside them."""
 
-from flask import Flask
+import click
 
 
-def init_app(app: Flask) -> None:
+def add_to(group: click.Group) -> None:
     """Register the commands. A new one is a file here and a line below."""
-    from commands import events, importer, keys, prune, quota, schema
+    from commands import events, export, importer, keys, organizations, prune, quota, schema, seals, settings, verify
     from commands.importer import records
 
-    app.cli.add_command(schema.init_db)
-    app.cli.add_command(keys.keys)
-    app.cli.add_command(quota.quota)
-    app.cli.add_command(quota.usage)
-    app.cli.add_command(events.events)
-    app.cli.add_command(importer.import_)
-    app.cli.add_command(records.imports)
-    app.cli.add_command(prune.prune)
+    for each in (
+        schema.init_db,
+        organizations.organizations,
+        keys.keys,
+        quota.quota,
+        quota.usage,
+        events.events,
+        importer.import_,
+        records.imports,
+        export.export,
+        seals.seal,
+        verify.verify,
+        prune.prune,
+        settings.config,
+    ):
+        group.add_command(each)

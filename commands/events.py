@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,29 +15,22 @@ import database
 from commands.base import check_organization, command, fetch_dicts, session
 from commands.output import Table, iso
 from commands.parameters import json_option, org_option
+from commands.trail import WHERE, Filters, filter_options
 from database import Connection
 
-COLUMNS = ["received_at", "org_id", "type", "tool_name", "action", "timestamp", "metadata"]
-
 # The newest events, or those with some ids.
-SELECT_EVENTS = """
+SELECT_EVENTS = f"""
     SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
            metadata::text AS metadata
     FROM audit_events
-    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
-      AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+    WHERE {WHERE}
       AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
     ORDER BY received_at DESC, id DESC
     LIMIT %(limit)s
 """
 
 # The ids of all events that can be new to somebody who looked some time ago.
-SELECT_IDS = """
-    SELECT id
-    FROM audit_events
-    WHERE (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
-      AND received_at >= %(since)s
-"""
+SELECT_IDS = f"SELECT id FROM audit_events WHERE {WHERE}"
 
 LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
 """The newest events are looked for by receipt, first in the last minute: on Citus ids are in no order."""
@@ -50,17 +44,24 @@ PAGE = 1000
 
 @click.command("events")
 @org_option
+@filter_options
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
 @click.option("--follow", is_flag=True, help="Go on with what arrives, until Ctrl-C.")
 @json_option
 @command
-def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
+def events(org: str | None, limit: int, follow: bool, as_json: bool, **conditions: Any) -> None:
     """Show the newest stored events, the newest last. JSON comes as one line for each event."""
-    table = Table(COLUMNS, cut=sys.stdout.isatty())
+    filters = Filters(org, **conditions)
+    # 80 columns: an organization that was asked for need not be shown
+    table = (
+        Table(["received_at", "type", "action", "tool_name", "metadata"], fixed=(20, 10, 6, 20))
+        if org
+        else Table(["received_at", "org_id", "type", "action", "tool_name", "metadata"], fixed=(20, 10, 10, 6, 12))
+    )
     try:
         with session() as connection:
             check_organization(connection, org)
-            for rows in followed(connection, org, limit) if follow else [newest(connection, org, limit)]:
+            for rows in followed(connection, filters, limit) if follow else [newest(connection, filters, limit)]:
                 if as_json:
                     for row in rows:
                         click.echo(_as_json(row))
@@ -72,37 +73,42 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool) -> None:
         sys.exit(130)
 
 
-def newest(connection: Connection, org_id: str | None, limit: int) -> list[dict[str, Any]]:
-    """Return the newest events, of all organizations or one, the newest last. Metadata is JSON text."""
+def newest(connection: Connection, filters: Filters, limit: int) -> list[dict[str, Any]]:
+    """Return the newest events, the newest last. Metadata is JSON text."""
     rows: list[dict[str, Any]] = []
-    now = _now(connection)
+    until = filters.until or _now(connection)
     for lookback in LOOKBACKS:
-        since = lookback and now - lookback
-        rows = fetch_dicts(connection, SELECT_EVENTS, {"org_id": org_id, "since": since, "ids": None, "limit": limit})
-        if len(rows) == limit:
+        since = max((each for each in (lookback and until - lookback, filters.since) if each), default=None)
+        rows = _select(connection, replace(filters, since=since), limit=limit)
+        if len(rows) == limit or since == filters.since:
             break
     return rows[::-1]
 
 
-def followed(connection: Connection, org_id: str | None, limit: int) -> Iterator[list[dict[str, Any]]]:
+def followed(connection: Connection, filters: Filters, limit: int) -> Iterator[list[dict[str, Any]]]:
     """Yield the newest events, then those that have come since, also if they were committed late.
 
     Yields nothing when that is all, and goes on.
     """
     last = _now(connection)
-    seen = _ids(connection, org_id, last - MAX_COMMIT_DELAY)
-    rows = newest(connection, org_id, limit)
+    seen = _ids(connection, filters, last - MAX_COMMIT_DELAY)
+    rows = newest(connection, filters, limit)
     seen |= {row["id"] for row in rows}
     yield rows
     while True:
         now, since = _now(connection), last - MAX_COMMIT_DELAY
-        ids = _ids(connection, org_id, since)
+        ids = _ids(connection, filters, since)
         unseen = sorted(ids - seen)
         for start in range(0, len(unseen), PAGE):
-            page = {"org_id": org_id, "since": since, "ids": unseen[start : start + PAGE], "limit": None}
-            yield fetch_dicts(connection, SELECT_EVENTS, page)[::-1]
+            yield _select(connection, replace(filters, since=since), ids=unseen[start : start + PAGE])[::-1]
         seen, last = ids, now
         yield []
+
+
+def _select(
+    connection: Connection, filters: Filters, *, limit: int | None = None, ids: list[int] | None = None
+) -> list[dict[str, Any]]:
+    return fetch_dicts(connection, SELECT_EVENTS, {**asdict(filters), "limit": limit, "ids": ids})
 
 
 def _now(connection: Connection) -> datetime:
@@ -110,8 +116,10 @@ def _now(connection: Connection) -> datetime:
     return now  # type: ignore[no-any-return]
 
 
-def _ids(connection: Connection, org_id: str | None, since: datetime) -> set[int]:
-    return {row[0] for row in connection.execute(SELECT_IDS, {"org_id": org_id, "since": since})}
+def _ids(connection: Connection, filters: Filters, since: datetime) -> set[int]:
+    """Return the ids of the events that were received from then on."""
+    since = max(since, filters.since or since)
+    return {row[0] for row in connection.execute(SELECT_IDS.encode(), asdict(replace(filters, since=since)))}
 
 
 def _as_json(row: dict[str, Any]) -> str:

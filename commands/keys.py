@@ -1,4 +1,4 @@
-"""`keys`: create, list and revoke API keys."""
+"""`keys`: create, list, rename and revoke API keys."""
 
 from secrets import choice
 from string import ascii_letters, digits
@@ -9,9 +9,10 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from commands.base import NotFound, check_organization, command, fetch_dicts, transaction
+from commands.organizations import create_organization
 from commands.output import show
 from commands.parameters import Name, Quota, json_option
-from commands.quota import set_quota
+from commands.quota import show_quota
 from database import Connection
 from storage import key_hash
 
@@ -25,22 +26,25 @@ SELECT_KEYS = """
     ORDER BY id
 """
 
-keys = AppGroup("keys", help="API keys: create, list, revoke.")
+keys = AppGroup("keys", help="API keys: create, list, rename, revoke.")
 
 
 @keys.command("create", with_appcontext=False)
 @click.argument("org", type=Name())
 @click.option("--label", type=Name(), help="What the key is for.")
 @click.option("--expires-in-days", type=click.IntRange(1, 36500), help="By default a key never expires.")
-@click.option("--monthly-quota", type=Quota(), help="Sets the organization's quota: a number of events, or unlimited.")
+@click.option("--monthly-quota", type=Quota(), help="The new organization's quota: a number of events, or unlimited.")
 @command
 def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None]) -> None:
     """Make a key, and the organization ORG if it is new. Prints the key, this one time."""
     with transaction() as connection:
-        create_organization(connection, org, current_app.config["DEFAULT_MONTHLY_QUOTA"])
-        if monthly_quota:
-            set_quota(connection, org, *monthly_quota)
+        [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+        is_new = create_organization(connection, org, quota)
+        if monthly_quota and not is_new:
+            raise click.UsageError(f"{org!r} is there already: change its quota with `quota`.")
         key = create_key(connection, org, label, expires_in_days)
+    if is_new:
+        click.echo(f"made the organization {org!r}, with a quota of {show_quota(quota)} events a month", err=True)
     click.echo(key)
 
 
@@ -55,6 +59,18 @@ def list_(org: str | None, as_json: bool) -> None:
     show(rows, COLUMNS, as_json)
 
 
+@keys.command("rename", with_appcontext=False)
+@click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@click.argument("label", type=Name())
+@command
+def rename(key_id: int, label: str) -> None:
+    """Give a key another label."""
+    with transaction() as connection:
+        if not connection.execute("UPDATE api_keys SET label = %s WHERE id = %s", [label, key_id]).rowcount:
+            raise NotFound(f"there is no API key {key_id}")
+    click.echo(f"key {key_id} is called {label!r}", err=True)
+
+
 @keys.command("revoke", with_appcontext=False)
 @click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @command
@@ -63,13 +79,6 @@ def revoke(key_id: int) -> None:
     with transaction() as connection:
         revoke_key(connection, key_id)
     click.echo(f"key {key_id} is revoked", err=True)
-
-
-def create_organization(connection: Connection, org_id: str, monthly_quota: int | None) -> None:
-    """Create an organization with a quota (None: unlimited). One that exists stays as it is."""
-    connection.execute(
-        "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING", [org_id, monthly_quota]
-    )
 
 
 def create_key(

@@ -1,15 +1,17 @@
 """What the commands print: tables, JSON, progress."""
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+import wcwidth
 
 
 def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) -> None:
@@ -21,12 +23,13 @@ def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) 
 
 
 class Table:
-    """Columns that grow with what is printed in them."""
+    """Columns that grow with what is printed in them, or that have a fixed width."""
 
-    def __init__(self, columns: list[str], *, cut: bool = False) -> None:
-        """`cut` cuts lines off where the terminal ends."""
+    def __init__(self, columns: list[str], *, fixed: Sequence[int] = ()) -> None:
+        """`fixed` are the widths of the columns on a terminal, but for the last, which takes the rest of the line."""
         self._columns = columns
-        self._cut = cut
+        self._is_terminal = sys.stdout.isatty()
+        self._fixed = list(fixed) if self._is_terminal else []
         self._widths: list[int] = []
 
     def print(self, rows: list[dict[str, Any]]) -> None:
@@ -35,18 +38,37 @@ class Table:
         if not self._widths:
             lines.insert(0, self._columns)
             self._widths = [0] * len(self._columns)
+        for column, cells in enumerate(zip(*lines, strict=True)):
+            self._widths[column] = max(self._widths[column], *map(wcwidth.width, cells))
         for line in lines:
-            self._widths = [max(width, len(cell)) for width, cell in zip(self._widths, line, strict=True)]
-        end = shutil.get_terminal_size().columns
-        for line in lines:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, self._widths, strict=True)).rstrip()
-            click.echo(f"{text[: end - 1]}…" if self._cut and len(text) > end else text)
+            grown = "  ".join(map(wcwidth.ljust, line, self._widths)).rstrip()
+            click.echo(self._fixed_line(line) if self._fixed else grown)
+
+    def _fixed_line(self, line: list[str]) -> str:
+        rest = max(8, shutil.get_terminal_size().columns - sum(self._fixed) - 2 * len(self._fixed))
+        cells = [_fitted(cell, width) for cell, width in zip(line, [*self._fixed, rest], strict=True)]
+        return "  ".join(_colored(cell) for cell in cells).rstrip()
 
 
 def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
     return printable("-" if value is None else str(value))
+
+
+def _fitted(text: str, width: int) -> str:
+    """Return a text that takes so many columns of a terminal, where some characters take two."""
+    if wcwidth.width(text) > width:
+        text = wcwidth.clip(text, 0, width - 1) + "…"
+    return wcwidth.ljust(text, width)
+
+
+_COLORS = {"deny": "red", "alert": "yellow"}
+
+
+def _colored(cell: str) -> str:
+    color = _COLORS.get(cell.rstrip())
+    return click.style(cell, fg=color) if color and not os.environ.get("NO_COLOR") else cell
 
 
 def printable(text: str) -> str:

@@ -13,13 +13,26 @@ from commands.output import iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
+# What was received before a time. Of an organization that has seals, only whole sealed periods count.
 SELECT_PRUNABLE = """
-    SELECT org_id, count(*), max(id)
-    FROM audit_events
-    WHERE received_at < %(before)s
-      AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
-    GROUP BY org_id
-    ORDER BY org_id
+    SELECT e.org_id, least(%(before)s, s.until) AS before, count(*), max(e.id)
+    FROM audit_events e
+    LEFT JOIN (
+        SELECT org_id, coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until
+        FROM seals
+        GROUP BY org_id
+    ) AS s ON s.org_id = e.org_id
+    WHERE e.received_at < least(%(before)s, s.until)
+      AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
+    GROUP BY e.org_id, s.until
+    ORDER BY e.org_id
+"""
+
+# Before the events go, so that `verify` never finds them missing.
+MARK_SEALS = """
+    UPDATE seals
+    SET pruned_at = now(), pruned_by = %(command)s
+    WHERE until <= %(before)s AND pruned_at IS NULL AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
 """
 
 # Deletes a batch after the last one: going on by id, it does not meet again what was just deleted.
@@ -67,6 +80,8 @@ class Prunable:
     """What an organization has to prune."""
 
     org_id: str
+    before: datetime
+    """When its period ends: where there are seals, with one of them."""
     events: int
     last_id: int
 
@@ -83,7 +98,11 @@ class Prunable:
 @click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
 @command
 def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
-    """Delete events received before a date, and expired idempotency keys, in small batches."""
+    """Delete events received before a date, and expired idempotency keys, in small batches.
+
+    Of an organization with seals it deletes whole sealed periods, and marks their seals: `verify` knows that they were
+    pruned. After a partition was dropped, the same command marks the seals.
+    """
     if before > datetime.now(UTC):
         raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
     with session() as connection:
@@ -99,9 +118,11 @@ def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
         if asks:
             click.confirm(f"Delete {total} events received before {iso(before)}?", abort=True, err=True)
         deleted = 0
+        seals = {"before": before, "org_id": org, "command": f"prune --before {iso(before)}"}
+        connection.execute(MARK_SEALS, seals)
         with progress(total, "events") as show_progress:
             for each in prunable:
-                for count in prune_events(connection, each, before):
+                for count in prune_events(connection, each):
                     deleted += count
                     show_progress(deleted, deleted)
         keys = prune_keys(connection, org)
@@ -114,12 +135,12 @@ def find_prunable(connection: Connection, before: datetime, org_id: str | None) 
     return [Prunable(*row) for row in connection.execute(SELECT_PRUNABLE, {"before": before, "org_id": org_id})]
 
 
-def prune_events(connection: Connection, prunable: Prunable, before: datetime) -> Iterator[int]:
+def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:
     """Delete the events received before, batch by batch; yield how many. It can be stopped at any time.
 
     In the end the keys of chunks that were imported go, too, so that they can be imported again.
     """
-    parameters = {"org_id": prunable.org_id, "before": before, "last": prunable.last_id}
+    parameters = {"org_id": prunable.org_id, "before": prunable.before, "last": prunable.last_id}
     yield from delete_batches(connection, DELETE_EVENTS, parameters)
     connection.execute(DELETE_CHUNK_KEYS, parameters)
 

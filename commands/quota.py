@@ -82,8 +82,12 @@ def usage(month: date | None, as_json: bool) -> None:
         row["share"] = row["stored"] / row["quota"] if row["quota"] else None
         if not as_json:
             row["share"] = "-" if row["share"] is None else f"{row['share']:.1%}"
-            row["quota"] = "unlimited" if row["quota"] is None else row["quota"]
+            row["quota"] = show_quota(row["quota"])
     show(rows, ["organization", "stored", "quota", "share"], as_json)
+
+
+def show_quota(quota: int | None) -> str:
+    return "unlimited" if quota is None else str(quota)
 
 
 def set_quota(connection: Connection, org_id: str, monthly_quota: int | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from commands import base, keys, schema
+from commands import base, keys, organizations, schema
 from database import Connection
 from dev import postgres
 from storage import AUTHENTICATE, key_hash
@@ -53,7 +53,7 @@ def api_key(connection: Connection, monthly_quota: int | None) -> str:
         key = file.read_text().strip()
         if connection.execute(AUTHENTICATE, {"key_hash": key_hash(key)}).fetchone():
             return key
-    keys.create_organization(connection, "demo", monthly_quota)
+    organizations.create_organization(connection, "demo", monthly_quota)
     key = keys.create_key(connection, "demo", "make run")
     file.touch(mode=0o600)
     file.write_text(key + "\n")

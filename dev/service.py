@@ -21,7 +21,8 @@ from typing import Any
 import psycopg
 import urllib3
 
-from commands.keys import create_key, create_organization
+from commands.keys import create_key
+from commands.organizations import create_organization
 from commands.schema import create_or_upgrade
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from commands.keys import create_key, create_organization
+from commands.keys import create_key
+from commands.organizations import create_organization
 from commands.schema import create_or_upgrade
 from dev import postgres
 from dev.service import Service

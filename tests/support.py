@@ -78,7 +78,7 @@ def command(*arguments: str, database_url: str | None, **environ: str) -> subpro
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("logs.init_app", lambda app, level: None)
         app = create_app()
-        commands.init_app(app)
+        commands.add_to(app.cli)
         result = app.test_cli_runner().invoke(args=arguments)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -71,12 +71,12 @@ def test_the_curl_examples_answer_what_they_say(new_account: Callable[..., Accou
 
 def test_every_command_is_documented() -> None:
     app = Flask("test")
-    commands.init_app(app)
+    commands.add_to(app.cli)
     names = set()
     for name, each in app.cli.commands.items():
         names |= {f"{name} {sub}" for sub in each.commands} if isinstance(each, click.Group) else {name}
     table = README.partition("## Commands")[2].partition("## Configuration")[0]
-    documented = set(re.findall(r"^\| `((?:keys |imports )?[a-z-]+)", table, re.MULTILINE))
+    documented = set(re.findall(r"^\| `((?:keys |imports |organizations )?[a-z-]+)", table, re.MULTILINE))
     assert names == documented
 
 

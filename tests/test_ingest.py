@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import schemas
+from config import VERSION
 from dev.service import EVENT, Service
 from tests.support import Account
 
@@ -178,9 +179,9 @@ def test_the_request_id_is_the_clients_if_it_is_sane(account: Account) -> None:
 
 
 def test_probes_answer_without_a_key(service: Service) -> None:
-    for path in ("/healthz", "/readyz"):
+    for path, more in (("/healthz", {"version": VERSION}), ("/readyz", {})):
         answer = service.get(path)
-        assert (answer.status, answer.json) == (200, {"status": "ok"})
+        assert (answer.status, answer.json) == (200, {"status": "ok", **more})
         assert answer.headers["Cache-Control"] == "no-store"
 
 

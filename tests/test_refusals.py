@@ -42,7 +42,7 @@ def test_it_does_not_know_other_paths(account: Account, path: str) -> None:
 
 def test_no_header_changes_the_path(service: Service) -> None:
     answer = service.request("GET", "/healthz", headers={"SCRIPT_NAME": "/healthz"})
-    assert (answer.status, answer.json) == (200, {"status": "ok"})
+    assert (answer.status, answer.json["status"]) == (200, "ok")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])

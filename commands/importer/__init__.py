@@ -23,11 +23,11 @@ from commands.importer.chunks import AllRejected, Changed, Chunks, Import, Quota
 from commands.importer.expressions import compile_expression
 from commands.importer.files import Source, Unreadable
 from commands.importer.formats import FORMATS, SPREADSHEETS, format_of, read_rows
-from commands.importer.lock import only_import
 from commands.importer.mapping import FIELDS, Options, snake_case
 from commands.importer.records import Record, UndoneInPart
 from commands.importer.rejects import RejectsFile
 from commands.importer.rows import EventMaker
+from commands.lock import exclusive
 from commands.output import printable, progress
 from commands.parameters import Name, TimeZone
 from commands.quota import quota_use
@@ -198,7 +198,7 @@ def import_(
         rejects = stack.enter_context(RejectsFile(file, rejects_path))
         chunks = record = None
         if not dry_run:
-            stack.enter_context(only_import(connection, org))
+            stack.enter_context(exclusive(connection, "import", org))
             try:
                 chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
             except UndoneInPart as error:

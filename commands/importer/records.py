@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from commands.base import NotFound, check_organization, command, fetch_dicts, session
-from commands.importer.lock import only_import
+from commands.lock import exclusive
 from commands.output import progress, show
 from commands.parameters import json_option, org_option
 from commands.prune import delete_batches
@@ -118,6 +118,12 @@ SELECT_UNDONE_IN_PART = """
     WHERE i.org_id = %(org_id)s AND i.undone_at IS NOT NULL AND k.expires_at IS NULL
 """
 
+SELECT_SEAL = """
+    SELECT min(number)
+    FROM seals
+    WHERE org_id = %(org_id)s AND until > %(began_at)s AND pruned_at IS NULL
+"""
+
 # A client's key expires; the keys of chunks do not.
 DELETE_CHUNK_KEYS = """
     DELETE FROM idempotency_keys
@@ -204,8 +210,9 @@ def list_imports(org: str | None, as_json: bool) -> None:
 @imports.command("undo")
 @click.argument("import_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--sealed", is_flag=True, help="Also if they are sealed: `verify` finds them missing then.")
 @command
-def undo(import_id: int, yes: bool) -> None:
+def undo(import_id: int, yes: bool, sealed: bool) -> None:
     """Delete the events that an import stored. The quota is not given back: they were received."""
     with session() as connection:
         found = fetch_dicts(connection, SELECT_IMPORT, {"id": import_id})
@@ -214,10 +221,16 @@ def undo(import_id: int, yes: bool) -> None:
         [values] = found
         if values["undone_at"] and connection.execute(SELECT_UNDONE_IN_PART, values).fetchone() == (None,):
             raise click.ClickException(f"import {import_id} is undone already")
+        [(number,)] = connection.execute(SELECT_SEAL, values).fetchall()
+        if number and not sealed:
+            raise click.ClickException(
+                f"seal {number} covers events of import {import_id}: `verify` would find them missing from then on; "
+                "--sealed deletes them all the same"
+            )
         question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
         if not yes:
             click.confirm(question, abort=True, err=True)
-        with only_import(connection, values["org_id"]), progress(values["stored"], "events") as show_progress:
+        with exclusive(connection, "import", values["org_id"]), progress(values["stored"], "events") as show_progress:
             if values["ended_at"] is None:
                 [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
             deleted = 0

@@ -16,6 +16,9 @@ import schemas
 from commands.importer.files import MAX_ROW_SHOWN, InvalidRow, Reject, Row, Rows, Unreadable, one_line
 from commands.importer.mapping import FIELDS, FieldFinder, Options
 
+RECEIPT = ("id", "organization", "apiKeyId", "source", "receivedAt")
+"""What `export` adds to an event. It is left out again, so that an exported file is imported as what was sent."""
+
 FIRST_ROWS, FIRST_BYTES = 1000, 2**22
 """The rows of NDJSON or JSON, and their bytes, in which the columns of --map and a timestamp are looked for."""
 
@@ -38,6 +41,7 @@ class EventMaker:
         self._zone = zone
         self._time_format = time_format
         self._finder: FieldFinder | None = None
+        self._is_exported = False
         self.may_lack_columns = False
         """Set for rejects: they need not have all the columns that the options name."""
         self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
@@ -56,6 +60,7 @@ class EventMaker:
         for name, count in Counter(names).items():
             if name and count > 1:
                 raise Unreadable(f"the header row has the column {name!r} twice")
+        self._is_exported = {f"receipt.{name}" for name in RECEIPT} <= set(names)
         self._finder = FieldFinder(self._options, names, is_complete=True)
 
     def events(self, rows: Rows) -> Iterator[Event | Reject]:
@@ -108,12 +113,23 @@ class EventMaker:
             if self._is_event(value):
                 return _validated(value, row.text)
             value = simplejson.loads(row.text, use_decimal=True)  # with every digit
+        value = self._as_sent(value)
         fields, others = cast(FieldFinder, self._finder).find(value)
         fields, others = _with_metadata(fields, others)
         fields.update(self._options.constants)
         if "timestamp" not in fields and not self._options.is_dated_now:
             raise InvalidRow("timestamp: Is missing; --timestamp-now dates such rows at the time of the import")
         return self._event(fields, others)
+
+    def _as_sent(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return an exported row without what `export` added: the receipt, and apostrophes for spreadsheets."""
+        if self._is_exported:
+            value = {name: cell for name, cell in value.items() if not name.startswith("receipt.")}
+            return {**value, "toolName": str(value.get("toolName", "")).removeprefix("'")}
+        receipt = value.get("receipt")
+        if type(receipt) is dict and tuple(receipt) == RECEIPT and value.keys() == {*FIELDS, "receipt"}:
+            return {name: value[name] for name in FIELDS}
+        return value
 
     def _is_event(self, value: dict[str, Any]) -> bool:
         """Return whether a JSON row is in the form of HTTP's bodies, so that nothing has to be converted."""

@@ -1,14 +1,18 @@
 """The commands, run as their users run them."""
 
+import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from dev.service import EVENT, Service, at_once
-from tests.support import Account, assert_refused, flask
+import config
+from dev.service import EVENT, ROOT, Service, at_once
+from tests.support import Account, assert_refused, command, flask
 
 
 @pytest.fixture
@@ -65,8 +69,14 @@ def test_a_quota_is_shown_and_set(new_account: Callable[..., Account], database_
 
 def test_a_key_can_come_with_a_quota(service: Service, database_url: str) -> None:
     for quota, remaining in (("3", 2), ("unlimited", None)):
-        key = flask("keys", "create", "with-quota", "--monthly-quota", quota, database_url=database_url).stdout.strip()
-        assert service.post(EVENT, key).json["meta"] == {"remainingQuota": remaining}
+        org = f"with-quota-{quota}"
+        made = flask("keys", "create", org, "--monthly-quota", quota, database_url=database_url)
+        assert made.stderr == f"made the organization {org!r}, with a quota of {quota} events a month\n"
+        assert service.post(EVENT, made.stdout.strip()).json["meta"] == {"remainingQuota": remaining}
+        again = flask("keys", "create", org, "--monthly-quota", "5", database_url=database_url)
+        assert (again.returncode, again.stdout) == (2, "")
+        assert "is there already: change its quota with `quota`" in again.stderr
+        assert flask("keys", "create", org, database_url=database_url).stderr == ""
 
 
 def test_the_default_quota_is_a_setting(service: Service, database_url: str) -> None:
@@ -163,3 +173,77 @@ def test_without_a_database_url_it_names_make_run() -> None:
     done = flask("init-db", database_url=None)
     assert done.returncode == 1
     assert done.stderr == "igris-ingest: DATABASE_URL is not set: name a PostgreSQL, or let `make run` start one\n"
+
+
+def test_a_key_can_be_renamed(account: Account) -> None:
+    [(key_id,)] = account.execute("SELECT id FROM api_keys WHERE org_id = %s", account.org_id)
+    url = account.service.database_url
+    assert command("keys", "rename", str(key_id), "nightly", database_url=url).returncode == 0
+    assert account.execute("SELECT label FROM api_keys WHERE id = %s", key_id) == [("nightly",)]
+    unknown = command("keys", "rename", "999999999", "x", database_url=url)
+    assert (unknown.returncode, unknown.stderr) == (1, "Error: there is no API key 999999999\n")
+
+
+def test_an_organization_is_made_listed_and_deleted(
+    service: Service, database_url: str, new_account: Callable[..., Account], tmp_path: Path
+) -> None:
+    other = new_account()
+    other.post(EVENT)
+    made = command("organizations", "create", "short-lived", "--monthly-quota", "unlimited", database_url=database_url)
+    assert (made.returncode, "with a quota of unlimited" in made.stderr) == (0, True)
+    assert command("organizations", "create", "short-lived", database_url=database_url).returncode == 1
+    key = command("keys", "create", "short-lived", database_url=database_url).stdout.strip()
+    account = Account(service, "short-lived", key)
+    account.post([EVENT] * 6000, Idempotency_Key="a")
+    (tmp_path / "a.ndjson").write_text(json.dumps(EVENT) + "\n")
+    file = ["import", str(tmp_path / "a.ndjson"), "--timestamp-now", "--org", "short-lived"]
+    assert command(*file, database_url=database_url).returncode == 0
+    account.execute("UPDATE audit_events SET received_at = '2026-03-01' WHERE org_id = 'short-lived'")
+    assert command("seal", "--org", "short-lived", database_url=database_url).returncode == 0
+    listed = json.loads(command("organizations", "list", "--json", database_url=database_url).stdout)
+    [row] = [row for row in listed if row["organization"] == "short-lived"]
+    assert (row["quota"], row["keys"]) == (None, 1)
+    refused = command("organizations", "delete", "short-lived", database_url=database_url)
+    assert refused.returncode == 1
+    assert "Delete the organization 'short-lived' with 6001 events, 1 seals and 1 keys?" in refused.stderr
+    assert account.count() == 6001
+    done = command("organizations", "delete", "short-lived", "--yes", database_url=database_url)
+    assert done.stdout == "deleted the organization 'short-lived' and 6001 events\n", done.stderr
+    assert account.post(EVENT).status == 401
+    for table in ("audit_events", "api_keys", "monthly_usage", "idempotency_keys", "imports", "seals"):
+        assert account.execute(f"SELECT count(*) FROM {table} WHERE org_id = 'short-lived'") == [(0,)], table
+    assert other.count() == 1
+
+
+def test_the_settings_in_force_are_shown_without_passwords() -> None:
+    url = "postgresql://igris:pass%2Fword@db.example.com/igris?sslmode=require"
+    shown = command("config", database_url=url, THREADS="7").stdout
+    assert re.search(r"^THREADS +7 +in the environment +threads", shown, re.MULTILINE)
+    assert re.search(r"^PORT +8000 +by default", shown, re.MULTILINE)
+    assert "word" not in re.sub("password=", "", shown)
+    values = json.loads(command("config", "--json", database_url=url).stdout)
+    assert "password=***" in values["DATABASE_URL"]
+    assert "host=db.example.com" in values["DATABASE_URL"]
+    assert set(values) == {setting.name for setting in config.SETTINGS}
+
+
+def test_the_program_works_from_any_folder(account: Account, tmp_path: Path) -> None:
+    link = tmp_path / "bin"
+    link.symlink_to(ROOT / "igris-ingest")
+    environ = {"DATABASE_URL": account.service.database_url, "PATH": os.environ["PATH"]}
+
+    def run(*arguments: str) -> str:
+        line = [str(link), *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True).stdout
+
+    assert run("--version") == f"{config.VERSION}\n"
+    listed = run("--help")
+    assert " import " in listed
+    for flasks_own in ("shell", "routes", "run "):
+        assert f"  {flasks_own}" not in listed
+    account.post(EVENT)
+    assert json.loads(run("events", "--org", account.org_id, "--json"))["org_id"] == account.org_id
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\n  version: {config.VERSION}\n" in (ROOT / "openapi.yaml").read_text()

@@ -17,8 +17,8 @@ import pytest
 
 from commands.importer import chunks as chunks_module
 from commands.importer.chunks import CHUNK_ROWS, Import, QuotaEnded
-from commands.importer.lock import only_import
 from commands.importer.rows import Event
+from commands.lock import exclusive
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
 from database import Connection
@@ -183,7 +183,7 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
     def run_import(cut_off_after: float) -> None:
         items = (Event(1, refused if bad else text) for _, text, bad in rows)
         chunks = chunks_module.Chunks(connection, account.org_id)
-        with only_import(connection, account.org_id), suppress(QuotaEnded):
+        with exclusive(connection, "import", account.org_id), suppress(QuotaEnded):
             for steps, _ in enumerate(Import(chunks, lambda _: None).run(items)):
                 if steps >= cut_off_after:
                     return
@@ -203,7 +203,7 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
             )
             before = chance.choice(oldest)[0] if oldest else datetime.now(UTC)
             for prunable in find_prunable(connection, before, account.org_id):
-                list(prune_events(connection, prunable, before))
+                list(prune_events(connection, prunable))
         else:
             set_quota(connection, account.org_id, account.used() + chance.randrange(20))
         run_import(chance.choice([0, 1, 2, math.inf]))

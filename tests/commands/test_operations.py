@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import wcwidth
 
 from commands.events import newest
 from commands.prune import BATCH, find_prunable, prune_events
+from commands.trail import Filters
 from database import Connection
 from dev.service import EVENT, FLASK, ROOT, Service, at_once, set_up, wait_for
 from tests.support import Account, flask
@@ -63,7 +66,7 @@ def test_pruning_goes_in_batches_past_what_stays(new_account: Callable[..., Acco
     )
     before = datetime(2025, 1, 1, tzinfo=UTC)
     [prunable] = find_prunable(connection, before, account.org_id)
-    batches = list(prune_events(connection, prunable, before))
+    batches = list(prune_events(connection, prunable))
     assert batches == [BATCH, BATCH, 13_500 - 2 * BATCH]
     assert account.count() == 13_500
 
@@ -100,9 +103,11 @@ def test_what_is_pruned_can_be_imported_again(account: Account, tmp_path: Path) 
 def test_events_shows_the_newest_last(account: Account) -> None:
     account.post([{**EVENT, "toolName": f"tool-{i}", "metadata": {"n": i}} for i in range(30)])
     [header, *lines] = run(account, "events", "--org", account.org_id).stdout.splitlines()
-    assert header.split() == ["received_at", "org_id", "type", "tool_name", "action", "timestamp", "metadata"]
+    assert header.split() == ["received_at", "type", "action", "tool_name", "metadata"]
     assert len(lines) == 20
-    assert re.search(rf"Z  {account.org_id}  tool_call  tool-29 +log .*Z  \{{\"n\": 29\}}$", lines[-1])
+    assert re.search(r"Z  tool_call  log +tool-29 +\{\"n\": 29\}$", lines[-1])
+    everybody = run(account, "events").stdout.splitlines()
+    assert everybody[0].split() == ["received_at", "org_id", "type", "action", "tool_name", "metadata"]
     newest = [json.loads(line) for line in run(account, "events", "--limit", "2", "--json").stdout.splitlines()]
     assert [event["tool_name"] for event in newest] == ["tool-28", "tool-29"]
     assert newest[1]["metadata"] == {"n": 29}
@@ -124,8 +129,8 @@ def test_events_of_all_organizations_are_found_however_old(
     account.post([EVENT] * 3)
     account.execute("UPDATE audit_events SET received_at = now() - (4 - id) * interval '20 days'")
     with psycopg.connect(url) as connection:
-        assert [row["id"] for row in newest(connection, None, 10)] == [1, 2, 3]
-        assert [row["id"] for row in newest(connection, None, 1)] == [3]
+        assert [row["id"] for row in newest(connection, Filters(), 10)] == [1, 2, 3]
+        assert [row["id"] for row in newest(connection, Filters(), 1)] == [3]
 
 
 def test_metadata_keeps_its_digits_and_can_not_touch_the_terminal(account: Account) -> None:
@@ -171,6 +176,39 @@ def test_events_can_be_followed_also_when_one_is_committed_late(account: Account
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=15)
     assert (process.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_on_a_terminal_events_fit_its_width(account: Account, is_plain: bool) -> None:
+    account.post([{**EVENT, "toolName": "検索" * 20, "action": "deny"}, {**EVENT, "metadata": {"long": "x" * 200}}])
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url, "COLUMNS": "80", "TERM": "xterm"}
+    environ |= {"NO_COLOR": "1"} if is_plain else {}
+    for options in (["--org", account.org_id], []):
+        terminal, end = pty.openpty()
+        command = [*FLASK, "events", "--limit", "2", *options]
+        subprocess.run(command, env=environ, stdout=end, stderr=subprocess.PIPE, check=True)
+        os.close(end)
+        shown = os.read(terminal, 10_000).decode()
+        os.close(terminal)
+        assert ("\x1b[31mdeny" in shown) == (not is_plain)
+        lines = re.sub(r"\x1b\[\d*m", "", shown).split("\r\n")[:-1]
+        assert len(lines) == 3
+        assert max(wcwidth.width(line) for line in lines) <= 80
+        assert "検索検" in lines[1]
+        assert lines[2].endswith("…")
+
+
+def test_events_can_be_chosen_by_the_filters_of_export(account: Account) -> None:
+    account.post([{**EVENT, "toolName": f"tool-{i}", "action": "deny" if i % 2 else "log"} for i in range(6)])
+    chosen = ["events", "--org", account.org_id, "--json", "--since", "2020-01-01"]
+
+    def tools(*options: str) -> list[str]:
+        return [json.loads(line)["tool_name"] for line in run(account, *chosen, *options).stdout.splitlines()]
+
+    assert tools("--action", "deny") == ["tool-1", "tool-3", "tool-5"]
+    assert tools("--action", "deny", "--limit", "1") == ["tool-5"]
+    assert tools("--tool", "tool-2") == ["tool-2"]
+    assert tools("--until", "2021-01-01") == tools("--type", "embedding") == []
 
 
 def test_usage_is_a_table_of_all_organizations(new_account: Callable[..., Account]) -> None:

@@ -1,6 +1,7 @@
 """deploy/citus.sql on a real Citus cluster: TEST_CITUS_URL is its coordinator, with a superuser who needs no password
 between nodes. The tests make a database of their own on each node."""
 
+import hashlib
 import json
 import os
 import re
@@ -237,6 +238,43 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
     again = command("import", str(tmp_path / "acme.ndjson"), "--org", "acme", database_url=cluster.url)
     assert "stored 2499, already stored 0" in again.stdout  # up to the quota
     assert command("quota", "acme", "unlimited", database_url=cluster.url).returncode == 0
+
+
+def test_the_trail_can_be_sealed_and_verified(
+    cluster: Cluster, start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    make_role(cluster.url)
+    service = start_service(cluster.url)
+    for org_id in ("acme", "globex"):
+        account = Account(service, org_id, set_up(cluster.url, org_id, None))
+        for day in (1, 2):
+            account.post([{**EVENT, "toolName": f"{day}"}] * 10)
+            moment = f"SET received_at = '2026-03-0{day}T10:00:00Z'"
+            execute(cluster.url, f"UPDATE audit_events {moment} WHERE org_id = '{org_id}' AND tool_name = '{day}'")
+    sealed = [json.loads(line) for line in command("seal", "--json", database_url=cluster.url).stdout.splitlines()]
+    assert [(seal["organization"], seal["number"], seal["events"]) for seal in sealed] == [
+        ("acme", 1, 10),
+        ("acme", 2, 10),
+        ("globex", 1, 10),
+        ("globex", 2, 10),
+    ]
+    file = tmp_path / "a.ndjson"
+    chosen = ["--org", "acme", "--since", "2026-03-02", "--until", "2026-03-03", "--output", str(file)]
+    exported = command("export", *chosen, database_url=cluster.url)
+    assert exported.returncode == 0, exported.stderr
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == sealed[1]["digest"]
+    assert command("verify", database_url=cluster.url).returncode == 0
+    pruned = command("prune", "--before", "2026-03-02T12:00Z", database_url=cluster.url)
+    assert pruned.stdout.startswith("deleted 20 events"), pruned.stderr
+    assert command("verify", database_url=cluster.url).returncode == 0
+    execute(cluster.url, "UPDATE audit_events SET action = 'deny' WHERE org_id = 'acme' AND tool_name = '2'")
+    found = command("verify", "--json", database_url=cluster.url)
+    assert found.returncode == 3
+    assert [len(json.loads(line)["problems"]) for line in found.stdout.splitlines()] == [1, 0]
+    deleted = command("organizations", "delete", "acme", "--yes", database_url=cluster.url)
+    assert deleted.stdout == "deleted the organization 'acme' and 10 events\n", deleted.stderr
+    listed = json.loads(command("organizations", "list", "--json", database_url=cluster.url).stdout)
+    assert [row["organization"] for row in listed] == ["globex"]
 
 
 def test_a_worker_that_is_away_harms_only_its_organizations(

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from commands import prune
 from dev.service import EVENT, ROOT, Service, set_up
 from tests.deploy.test_roles import make_role
-from tests.support import Account, flask
+from tests.support import Account, command, flask
 
 QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
 
@@ -83,6 +83,26 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     assert flask("import", str(file), "--timestamp-now", "--org", "acme", database_url=url).returncode == 0
     assert "deleted 12 events" in flask("prune", "--before", "0d", database_url=url).stdout
     assert own_account.count() == 20  # what is received in months to come
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_a_dropped_partition_is_pruned_to_the_seals(own_account: Account) -> None:
+    psql(own_account, "-f", "deploy/partitions.sql")
+    url = own_account.service.database_url
+    own_account.execute("""
+        ALTER TABLE audit_events DETACH PARTITION audit_events_first;
+        CREATE TABLE february PARTITION OF audit_events FOR VALUES FROM ('2026-02-01Z') TO ('2026-03-01Z');
+        CREATE TABLE march PARTITION OF audit_events FOR VALUES FROM ('2026-03-01Z') TO ('2026-04-01Z');
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        SELECT 'acme', 'custom', 'x', 'log', now(), '{}', '2026-02-27Z'::timestamptz + days * interval '1 day'
+        FROM generate_series(0, 3) AS days
+    """)
+    assert len(command("seal", database_url=url).stdout.splitlines()) == 4
+    own_account.execute("DROP TABLE february")
+    assert command("verify", database_url=url).returncode == 3
+    assert command("prune", "--before", "2026-03-01", database_url=url).stdout.startswith("deleted 0 events")
+    assert command("verify", database_url=url).returncode == 0
+    assert own_account.count() == 2
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
@@ -166,8 +186,13 @@ def test_every_statement_that_writes_has_its_organization_as_a_parameter() -> No
 
 
 def test_a_migration_makes_the_function_as_the_schema_does() -> None:
-    schema, migration = [(ROOT / name).read_text() for name in ("schema.sql", "migrations/004.sql")]
-    migration = migration.replace("CREATE OR REPLACE FUNCTION", "CREATE FUNCTION")
-    for begin, end in (("CREATE TABLE imports", ";"), ("CREATE FUNCTION", "$$;")):
+    schema = (ROOT / "schema.sql").read_text()
+    for name, begin, end in (
+        ("004", "CREATE TABLE imports", ";"),
+        ("004", "CREATE FUNCTION", "$$;"),
+        ("005", "CREATE TABLE seals", ";"),
+    ):
+        migration = (ROOT / f"migrations/{name}.sql").read_text()
+        migration = migration.replace("CREATE OR REPLACE FUNCTION", "CREATE FUNCTION")
         texts = [text[text.index(begin) :].partition(end)[0] for text in (schema, migration)]
         assert texts[0] == texts[1]

@@ -43,7 +43,7 @@ def test_the_units_name_what_is_there() -> None:
         for path in re.findall(r"/opt/igris-ingest/(\S+)", text):
             assert (ROOT / path).exists(), path
         for command in re.findall(r"^ExecStart=\S+/flask --app app (.+)$", text, re.MULTILINE):
-            assert command == "prune --before 400d"
+            assert command in ("prune --before 400d", "seal")
     unit = (ROOT / "deploy/igris-ingest.service").read_text()
     [check] = re.findall(r"^ExecReload=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
     environ = {**os.environ, "DATABASE_URL": "postgresql:///igris"}

@@ -1,0 +1,67 @@
+"""`export`: hand the trail out, as NDJSON that is the same bytes each time, or as CSV."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from psycopg import IsolationLevel
+
+from commands.base import check_organization, command, session
+from commands.output import printable, progress
+from commands.parameters import Name
+from commands.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options, lines
+
+
+@click.command("export")
+@click.option("--org", type=Name(), required=True, help="The organization whose events they are.")
+@filter_options
+@click.option("--format", "file_format", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False), help="A new file; by default standard output.")
+@command
+def export(org: str, file_format: str, output: str | None, **conditions: Any) -> None:
+    """Write the events of an organization in the order of their receipt. `import` reads what this writes.
+
+    A line of NDJSON is canonical: the same event is the same bytes on every PostgreSQL. In CSV, an apostrophe before =
+    and the like keeps spreadsheets from running what a client sent.
+    """
+    filters = Filters(org, **conditions)
+    query, written = (COPY_CSV, -1) if file_format == "csv" else (COPY_LINES, 0)  # the header row is no event
+    with session() as connection, _output(output) as file:
+        check_organization(connection, org)
+        connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+        with connection.transaction():
+            total = count(connection, filters) if sys.stderr.isatty() else None
+            with progress(total, "events") as show_progress, lines(connection, filters, query) as found:
+                for line in found:
+                    file.write(line)
+                    written += 1
+                    if written % 1000 == 0:
+                        show_progress(written, written)
+    click.echo(f"exported {written} events", err=True)
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[IO[bytes]]:
+    """Open a new file that gets its name when it is whole, or standard output. Raises ClickException."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    part = Path(f"{path}.part")
+    try:
+        if Path(path).exists():
+            raise click.ClickException(f"{printable(path)}: there is a file of that name; move it away")
+        with part.open("xb") as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                part.rename(path)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"{printable(path)}: {error.strerror}") from None

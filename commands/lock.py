@@ -1,0 +1,30 @@
+"""Let only one process at a time do something to an organization."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
+
+from commands.base import AlreadyRunning
+from database import Connection
+
+
+@contextmanager
+def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold an advisory lock, which is a name and an organization. Raises AlreadyRunning if another process does.
+
+    `wait` waits for the other process instead.
+    """
+    lock = [f"igris-ingest {name}", org_id]
+    if wait:
+        connection.execute("SELECT pg_advisory_lock(hashtext(%s), hashtext(%s))", lock)
+    else:
+        [(locked,)] = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", lock).fetchall()
+        if not locked:
+            raise AlreadyRunning(f"another {name} into {org_id!r} is running")
+    try:
+        yield
+    finally:
+        # closing the connection gives the lock back, too, but some time later
+        with suppress(psycopg.Error):
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s), hashtext(%s))", lock)

@@ -1,0 +1,120 @@
+"""`organizations`: list, create and delete them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from flask import current_app
+
+from commands.base import check_organization, command, fetch_dicts, session, transaction
+from commands.lock import exclusive
+from commands.output import progress, show
+from commands.parameters import Name, Quota, json_option
+from commands.prune import BATCH, delete_batches
+from commands.quota import show_quota
+from database import Connection
+
+SELECT_ORGANIZATIONS = """
+    SELECT
+        o.id AS organization,
+        o.monthly_quota AS quota,
+        o.created_at AS created,
+        (SELECT count(*) FROM api_keys k WHERE k.org_id = o.id AND k.revoked_at IS NULL) AS keys
+    FROM organizations o
+    ORDER BY o.id
+"""
+
+COUNTS = """
+    SELECT
+        (SELECT count(*) FROM audit_events WHERE org_id = %(org_id)s) AS events,
+        (SELECT count(*) FROM seals WHERE org_id = %(org_id)s) AS seals,
+        (SELECT count(*) FROM api_keys WHERE org_id = %(org_id)s) AS keys
+"""
+
+DELETE_EVENTS = """
+    DELETE FROM audit_events
+    WHERE org_id = %(org_id)s
+      AND id IN (
+          SELECT id
+          FROM audit_events
+          WHERE org_id = %(org_id)s AND id > %(after)s
+          ORDER BY id
+          LIMIT %(batch)s
+      )
+    RETURNING id
+"""
+
+DELETE_IDEMPOTENCY_KEYS = """
+    DELETE FROM idempotency_keys
+    WHERE org_id = %(org_id)s
+      AND key IN (SELECT key FROM idempotency_keys WHERE org_id = %(org_id)s LIMIT %(batch)s)
+"""
+
+
+@click.group("organizations")
+def organizations() -> None:
+    """Organizations: list, create, delete."""
+
+
+@organizations.command("list")
+@json_option
+@command
+def list_(as_json: bool) -> None:
+    """List the organizations, with their quota of events a month and their keys that are not revoked."""
+    with transaction() as connection:
+        rows = fetch_dicts(connection, SELECT_ORGANIZATIONS, {})
+    if not as_json:
+        rows = [{**row, "quota": show_quota(row["quota"])} for row in rows]
+    show(rows, ["organization", "quota", "created", "keys"], as_json)
+
+
+@organizations.command("create")
+@click.argument("org", type=Name())
+@click.option("--monthly-quota", type=Quota(), help="A number of events, or unlimited.")
+@command
+def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
+    """Make an organization. `keys create` makes one, too, if it is new."""
+    [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+    with transaction() as connection:
+        if not create_organization(connection, org, quota):
+            raise click.ClickException(f"there is an organization {org!r} already")
+    click.echo(f"made the organization {org!r}, with a quota of {show_quota(quota)} events a month", err=True)
+
+
+@organizations.command("delete")
+@click.argument("org", type=Name())
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@command
+def delete(org: str, yes: bool) -> None:
+    """Delete an organization with its keys, its events and their seals. From its beginning on, requests get a 401."""
+    with session() as connection:
+        check_organization(connection, org)
+        [there] = fetch_dicts(connection, COUNTS, {"org_id": org})
+        if not yes:
+            what = f"{there['events']} events, {there['seals']} seals and {there['keys']} keys"
+            click.confirm(f"Delete the organization {org!r} with {what}?", abort=True, err=True)
+        with exclusive(connection, "import", org), progress(there["events"], "events") as show_progress:
+            deleted = 0
+            for count in delete_organization(connection, org):
+                deleted += count
+                show_progress(deleted, deleted)
+    click.echo(f"deleted the organization {org!r} and {deleted} events")
+
+
+def create_organization(connection: Connection, org_id: str, monthly_quota: int | None) -> bool:
+    """Create an organization with a quota (None: unlimited). Return False if there is one: it stays as it is."""
+    query = "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+    return connection.execute(query, [org_id, monthly_quota]).rowcount == 1
+
+
+def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
+    """Delete an organization; yield how many events each batch had. Interrupted, it can be run again."""
+    parameters: dict[str, Any] = {"org_id": org_id, "batch": BATCH}
+    connection.execute("DELETE FROM api_keys WHERE org_id = %(org_id)s", parameters)
+    yield from delete_batches(connection, DELETE_EVENTS, parameters)
+    while connection.execute(DELETE_IDEMPOTENCY_KEYS, parameters).rowcount:
+        pass
+    connection.execute("DELETE FROM monthly_usage WHERE org_id = %(org_id)s", parameters)
+    connection.execute("DELETE FROM imports WHERE org_id = %(org_id)s", parameters)
+    connection.execute("DELETE FROM seals WHERE org_id = %(org_id)s", parameters)
+    connection.execute("DELETE FROM organizations WHERE id = %(org_id)s", parameters)

@@ -1,0 +1,153 @@
+"""`seal`: digest what was received, so that `verify` can show later that it is whole.
+
+docs/evidence.md has the definition of a seal for auditors. It needs nothing of this program.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+import click
+from psycopg.rows import class_row
+
+from commands.base import NotFound, command, session
+from commands.lock import exclusive
+from commands.parameters import json_option, org_option
+from commands.trail import Filters, lines
+from database import Connection
+
+MAX_COMMIT_DELAY = timedelta(seconds=60)
+"""What was received longer ago is committed, or never will be: the timeouts end a storing transaction sooner."""
+
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+"""From when on the first seal of an organization covers what was received."""
+
+SELECT_SEALS = """
+    SELECT org_id, number, since, until, events, digest, previous, seal, sealed_at, pruned_at, pruned_by
+    FROM seals
+    WHERE org_id = %(org_id)s
+    ORDER BY number
+"""
+
+SELECT_LAST_SEAL = f"{SELECT_SEALS} DESC LIMIT 1"
+
+SELECT_ORGANIZATIONS = "SELECT id FROM organizations UNION SELECT org_id FROM seals ORDER BY id"
+
+# The days, in UTC, on which something was received that is not sealed.
+SELECT_DAYS = """
+    SELECT DISTINCT (received_at AT TIME ZONE 'UTC')::date AS day
+    FROM audit_events
+    WHERE org_id = %(org_id)s AND received_at >= %(since)s AND received_at < %(until)s
+    ORDER BY day
+"""
+
+INSERT_SEAL = """
+    INSERT INTO seals (org_id, number, since, until, events, digest, previous, seal)
+    VALUES (%(org_id)s, %(number)s, %(since)s, %(until)s, %(events)s, %(digest)s, %(previous)s, %(seal)s)
+    RETURNING sealed_at
+"""
+
+
+@dataclass(slots=True)
+class Seal:
+    """A row of `seals`: the columns are explained in schema.sql."""
+
+    org_id: str
+    number: int
+    since: datetime
+    until: datetime
+    events: int
+    digest: bytes
+    previous: bytes
+    seal: bytes = b""
+    sealed_at: datetime | None = None
+    pruned_at: datetime | None = None
+    pruned_by: str | None = None
+
+    def text(self) -> str:
+        """Return the line whose SHA-256, with a line break, is the seal's own digest."""
+        since, until = exact(self.since), exact(self.until)
+        return f"{self.number} {since} {until} {self.events} {self.digest.hex()} {self.previous.hex()} {self.org_id}"
+
+    def own_digest(self) -> bytes:
+        return hashlib.sha256(f"{self.text()}\n".encode()).digest()
+
+    def shown(self) -> dict[str, Any]:
+        """Return the seal for JSON."""
+        return {
+            "organization": self.org_id,
+            "number": self.number,
+            "since": exact(self.since),
+            "until": exact(self.until),
+            "events": self.events,
+            "digest": self.digest.hex(),
+            "previous": self.previous.hex(),
+            "seal": self.seal.hex(),
+            "sealedAt": self.sealed_at and exact(self.sealed_at),
+            "prunedAt": self.pruned_at and exact(self.pruned_at),
+            "prunedBy": self.pruned_by,
+        }
+
+
+def exact(moment: datetime) -> str:
+    """Return a time in UTC, always to the microsecond."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+
+
+@click.command("seal")
+@org_option
+@json_option
+@command
+def seal(org: str | None, as_json: bool) -> None:
+    """Seal what was received since the last seal, up to a minute ago. A seal covers at most one day in UTC.
+
+    It prints the new seals. Keep the last one elsewhere, too: `verify --head` compares with it.
+    """
+    with session() as connection:
+        for org_id in organizations(connection, org):
+            for made in seal_organization(connection, org_id):
+                click.echo(json.dumps(made.shown()) if as_json else f"{made.seal.hex()}  {made.text()}")
+
+
+def organizations(connection: Connection, org_id: str | None) -> list[str]:
+    """Return the names of all organizations, also of those of which only seals are left, or the one that is named.
+
+    Raises NotFound.
+    """
+    names = [name for (name,) in connection.execute(SELECT_ORGANIZATIONS)]
+    if org_id and org_id not in names:
+        raise NotFound(f"there is no organization {org_id!r}")
+    return [org_id] if org_id else names
+
+
+def seal_organization(connection: Connection, org_id: str) -> Iterator[Seal]:
+    """Seal what an organization received, day by day; yield each seal. It can be stopped at any time."""
+    with exclusive(connection, "seal", org_id, wait=True):
+        cursor = connection.cursor(row_factory=class_row(Seal))
+        last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
+        [(now,)] = connection.execute("SELECT now()").fetchall()
+        number, since, previous = (last.number, last.until, last.seal) if last else (0, BEGINNING, bytes(32))
+        end = now - MAX_COMMIT_DELAY
+        days = connection.execute(SELECT_DAYS, {"org_id": org_id, "since": since, "until": end}).fetchall()
+        for (day,) in days:
+            number += 1
+            until = min(end, datetime.combine(day, time(), UTC) + timedelta(days=1))
+            digest, events = digest_of(connection, org_id, since, until)
+            made = Seal(org_id, number, since, until, events, digest, previous)
+            made.seal = made.own_digest()
+            [(made.sealed_at,)] = connection.execute(INSERT_SEAL, asdict(made)).fetchall()
+            yield made
+            since, previous = until, made.seal
+
+
+def digest_of(connection: Connection, org_id: str, since: datetime, until: datetime) -> tuple[bytes, int]:
+    """Return the SHA-256 of what `export` writes of a period, and the number of events."""
+    digest, events = hashlib.sha256(), 0
+    with lines(connection, Filters(org_id, since, until)) as found:
+        for line in found:
+            digest.update(line)
+            events += 1
+    return digest.digest(), events

@@ -1,0 +1,41 @@
+"""`config`: show the settings that are in force, without secrets."""
+
+import json
+import os
+
+import click
+from flask import current_app
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from commands.base import command
+from commands.output import show
+from commands.parameters import json_option
+from config import SETTINGS
+
+SECRETS = ("password", "sslpassword")
+
+
+@click.command("config")
+@json_option
+@command
+def config(as_json: bool) -> None:
+    """Show the settings in force: what the environment sets, and the defaults. Passwords are masked."""
+    rows = []
+    for setting in SETTINGS:
+        value = current_app.config[setting.name]
+        if setting.name == "DATABASE_URL":
+            value = masked(value)
+        is_set = bool(os.environ.get(setting.name))
+        rows.append({"setting": setting.name, "value": value, "set": is_set, "meaning": setting.meaning})
+    if as_json:
+        click.echo(json.dumps({row["setting"]: row["value"] for row in rows}))
+        return
+    for row in rows:
+        row["set"] = "in the environment" if row["set"] else "by default"
+    show(rows, ["setting", "value", "set", "meaning"])
+
+
+def masked(database_url: str) -> str:
+    """Return a connection string with *** for each secret."""
+    given = conninfo_to_dict(database_url)
+    return make_conninfo(database_url, **{name: "***" for name in SECRETS if name in given})

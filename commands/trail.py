@@ -1,0 +1,113 @@
+"""Read the trail: which events, in the order of their receipt, each as a line that is the same wherever it is made."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import click
+import psycopg
+
+from commands.parameters import Moment, Name
+from database import Connection
+from schemas import Event
+
+# An event as canonical JSON: the fields that a client sends, then what the service knows of its receipt. The order of
+# the keys is fixed, metadata is PostgreSQL's text of jsonb, times are in UTC to the microsecond.
+LINE = """
+    '{"type": ' || to_json(type)
+    || ', "toolName": ' || to_json(tool_name)
+    || ', "action": ' || to_json(action)
+    || ', "timestamp": "' || to_char("timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    || '", "metadata": ' || metadata
+    || ', "receipt": {"id": ' || id
+    || ', "organization": ' || to_json(org_id)
+    || ', "apiKeyId": ' || coalesce(api_key_id::text, 'null')
+    || ', "source": ' || to_json(source)
+    || ', "receivedAt": "' || to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    || '"}}'
+"""
+
+WHERE = """
+    (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+    AND (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
+    AND (%(type)s::text IS NULL OR type = %(type)s)
+    AND (%(tool)s::text IS NULL OR tool_name = %(tool)s)
+    AND (%(action)s::text IS NULL OR action = %(action)s)
+    AND (%(key)s::bigint IS NULL OR api_key_id = %(key)s)
+"""
+
+# The delimiter and the quote are in no line, since JSON escapes them: so COPY writes the lines as they are.
+COPY_LINES = f"""
+    COPY (SELECT {LINE} FROM audit_events WHERE {WHERE} ORDER BY received_at, id)
+    TO STDOUT (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ENCODING 'UTF8')
+"""
+
+# What a spreadsheet would take for a formula gets an apostrophe before it, and so does an apostrophe, so that `import`
+# can take it away again.
+COPY_CSV = rf"""
+    COPY (
+        SELECT
+            type,
+            CASE WHEN tool_name ~ '^[-=+@\t\r'']' THEN '''' || tool_name ELSE tool_name END AS "toolName",
+            action,
+            to_char("timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "timestamp",
+            metadata,
+            id AS "receipt.id",
+            CASE WHEN org_id ~ '^[-=+@\t\r'']' THEN '''' || org_id ELSE org_id END AS "receipt.organization",
+            api_key_id AS "receipt.apiKeyId",
+            source AS "receipt.source",
+            to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "receipt.receivedAt"
+        FROM audit_events
+        WHERE {WHERE}
+        ORDER BY received_at, id
+    )
+    TO STDOUT (FORMAT csv, HEADER, ENCODING 'UTF8')
+"""
+
+COUNT = f"SELECT count(*) FROM audit_events WHERE {WHERE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which events are meant; None is no condition. `since` and `until` go by the receipt, and `until` is not in."""
+
+    org_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    type: str | None = None
+    tool: str | None = None
+    action: str | None = None
+    key: int | None = None
+
+
+def filter_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of Filters, but for the organization, to a command."""
+    fields: dict[str, Any] = Event().fields
+    for option in (
+        click.option("--key", type=click.IntRange(1, 2**63 - 1), metavar="ID", help="Sent with this API key."),
+        click.option("--action", type=click.Choice(fields["action"].values), help="Of this action."),
+        click.option("--tool", type=Name(), help="Of this toolName."),
+        click.option("--type", type=click.Choice(fields["type"].values), help="Of this type."),
+        click.option("--until", type=Moment(), help="Received before."),
+        click.option("--since", type=Moment(), help="Received from then on: 2026-03-01 (in UTC) or 30d (days ago)."),
+    ):
+        function = option(function)
+    return function
+
+
+def count(connection: Connection, filters: Filters) -> int:
+    [(found,)] = connection.execute(COUNT, asdict(filters)).fetchall()
+    return int(found)
+
+
+@contextmanager
+def lines(connection: Connection, filters: Filters, query: str = COPY_LINES) -> Iterator[Iterable[bytes]]:
+    """Open the events in the order of their receipt, each as a line of canonical JSON, or whatever `query` makes of it.
+
+    They take no memory that grows with their number; PostgreSQL sorts on its disk what is larger than its `work_mem`.
+    """
+    with psycopg.Cursor(connection).copy(query.encode(), asdict(filters)) as copy:
+        yield map(bytes, copy)
