@@ -54,10 +54,10 @@ def authenticate() -> None:
 def recheck_key(response: Response) -> Response:
     """Refuse a request whose key was known from memory and has been revoked since.
 
-    Storing checks the key itself, so only refusals are checked here. Errors raised in after_request bypass Flask's
-    handlers, hence the direct call.
+    Storing checks the key itself, so only refusals without it are checked here. Errors raised in after_request bypass
+    Flask's handlers, hence the direct call.
     """
-    if response.status_code < 400 or response.status_code == 503 or "key" not in g:
+    if response.status_code < 400 or response.status_code in (422, 429, 503) or "key" not in g:
         return response
     try:
         current_storage().authenticate(g.key)
@@ -193,7 +193,7 @@ def error_response(error: Exception) -> Response:
     """Make the response of an exception, the one shape that all errors have."""
     status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
     if isinstance(error, HTTPException) and status == 500:
-        status, name = error.code or 500, error.name
+        status, name = error.code or 500, error.name.capitalize()
     details = [{"field": "", "message": detail.format(*error.args)}] if detail else []
     meta: dict[str, Any] = {}
     headers: dict[str, str] = {}

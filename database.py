@@ -43,8 +43,9 @@ ATTEMPT_TIMEOUT = 0.1
 SHORT_LOCK_TIMEOUT = 0.5
 """Seconds that any request waits for a lock. Only some may wait longer: see storage.py."""
 LOCK_TIMEOUT = 7
+"""Seconds that those, and commands, wait for a lock."""
 STATEMENT_TIMEOUT = 8
-"""Seconds after which PostgreSQL gives up waiting for a lock, and a statement."""
+"""Seconds after which PostgreSQL gives up a statement."""
 ANSWER_TIMEOUT = 10
 """Seconds after which the service gives up on PostgreSQL."""
 
@@ -147,9 +148,9 @@ class Database:
                 yield connection
             finally:
                 self._idle.append(connection)
-            if self._is_away:
-                self._is_away = False
-                log.warning("PostgreSQL is back")
+                if self._is_away and not connection.closed:  # it has answered, if only to refuse something
+                    self._is_away = False
+                    log.warning("PostgreSQL is back")
         except psycopg.Error as error:
             self._is_away = self._is_away or isinstance(error, psycopg.errors._WaitTimeout)
             raise_translated(error)
@@ -206,11 +207,12 @@ _MEANINGS: dict[str, tuple[type[Exception], str | None]] = {
     "55P03": (LockTimeout, "PostgreSQL took too long"),
     "53200": (OutOfMemory, "PostgreSQL has too little memory"),
     "57014": (Unavailable, "PostgreSQL took too long"),
+    **dict.fromkeys(("53100", "58"), _CANT_STORE),
     "25006": (Unavailable, "the database is read-only"),
     "42501": (Unavailable, "the database role lacks a privilege"),
     **dict.fromkeys(("26000", "42P05"), _NOT_PREPARED),
     **dict.fromkeys(("42P01", "42883", "42703", "3F000"), _NO_SCHEMA),
-    **dict.fromkeys(("08", "28", "3D", "53", "57", "58"), _AWAY),
+    **dict.fromkeys(("08", "28", "3D", "53", "57"), _AWAY),
     "42": (RuntimeError, None),  # a statement of ours is wrong
 }
 

@@ -71,7 +71,7 @@ class Parser:
                 text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
         except UnicodeDecodeError as error:
-            raise InvalidJSON(f"The body is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}") from None
         except json.JSONDecodeError as error:
             raise InvalidJSON(str(error)) from None
         except RecursionError:

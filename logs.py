@@ -1,6 +1,6 @@
 """Log: a line for each request on standard output (text on a terminal, else JSON), everything else on standard error.
 
-Whoever reads the output may stop reading. Lines are lost then, and counted; no request waits.
+If nobody reads the output, lines are lost, and no request waits. The next access line counts those before it.
 """
 
 import json
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response, current_app, g, has_request_context, request
 
 import config
 
@@ -97,6 +97,7 @@ def access_output() -> LossyOutput:
 
 def begin_line() -> None:
     environ = request.environ
+    path = environ["PATH_INFO"]
     sent = environ.get("HTTP_X_REQUEST_ID")
     length = environ.get("CONTENT_LENGTH")
     g.began = time.perf_counter()
@@ -104,7 +105,7 @@ def begin_line() -> None:
         datetime.now(UTC).isoformat(timespec="milliseconds"),
         sent if sent and REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(128):032x}",
         environ["REQUEST_METHOD"],
-        request.url_rule.rule if request.url_rule else None,
+        path if path in {rule.rule for rule in current_app.url_map.iter_rules()} else None,
         int(length) if length else None,
     )
 

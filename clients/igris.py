@@ -158,7 +158,8 @@ class Igris:
                     self._on_refused(200, said, events)
                 return
             except urllib.error.HTTPError as error:
-                if error.code not in (408, 500, 502, 503, 504):
+                is_rate_limit = error.code == 429 and "Retry-After" in error.headers  # nginx's; the quota's has none
+                if error.code not in (408, 500, 502, 503, 504) and not is_rate_limit:
                     self._on_refused(error.code, error.read().decode(errors="replace"), events)
                     return
             except (OSError, ValueError, http.client.HTTPException):

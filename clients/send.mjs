@@ -23,7 +23,8 @@ export async function send(url, key, events, { attempts = 10, lenient = false } 
       const text = await answer.text();
       if (answer.ok) return JSON.parse(text);
       problem = new Error(`${answer.status} ${text.trim()}`);
-      if (!WORTH_ANOTHER_ATTEMPT.has(answer.status)) attempt = Infinity;
+      const isRateLimit = answer.status === 429 && answer.headers.has("Retry-After"); // nginx's; the quota's has none
+      if (!WORTH_ANOTHER_ATTEMPT.has(answer.status) && !isRateLimit) attempt = Infinity;
     } catch (error) {
       problem = error; // no answer, or not a whole one
     } finally {

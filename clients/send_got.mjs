@@ -10,7 +10,15 @@ export async function send(url, key, events) {
         json: events,
         headers: { Authorization: `Bearer ${key}`, "Idempotency-Key": randomUUID() },
         timeout: { request: 35_000 },
-        retry: { limit: 9, methods: ["POST"], statusCodes: [408, 500, 502, 503, 504], backoffLimit: 10_000 },
+        retry: {
+          limit: 9,
+          methods: ["POST"],
+          statusCodes: [408, 429, 500, 502, 503, 504],
+          backoffLimit: 10_000,
+          // the quota's 429 has no Retry-After, as nginx's rate limit has
+          calculateDelay: ({ error, computedValue }) =>
+            error.response?.statusCode === 429 && !error.response.headers["retry-after"] ? 0 : computedValue,
+        },
       })
       .json();
   } catch (error) {

@@ -17,7 +17,9 @@ def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
 
 def _may_help(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _WORTH_ANOTHER_ATTEMPT
+        answer = error.response
+        is_rate_limit = answer.status_code == 429 and "Retry-After" in answer.headers  # nginx's; the quota's has none
+        return answer.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
     return isinstance(error, httpx.TransportError)
 
 

@@ -11,7 +11,7 @@ _ATTEMPTS = Retry(
     total=8,
     backoff_factor=0.5,
     backoff_max=10,
-    status_forcelist=(500, 502, 503, 504),
+    status_forcelist=(408, 500, 502, 503, 504),  # and a 429 with Retry-After, nginx's; the quota's has none
     allowed_methods=None,  # POST, too
 )
 

@@ -35,7 +35,7 @@ keys = AppGroup("keys", help="API keys: create, list, rename, revoke.")
 @click.option("--expires-in-days", type=click.IntRange(1, 36500), help="By default a key never expires.")
 @click.option("--monthly-quota", type=Quota(), help="The new organization's quota: a number of events, or unlimited.")
 @command
-def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None]) -> None:
+def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None] | None) -> None:
     """Make a key, and the organization ORG if it is new. Prints the key, this one time."""
     with transaction() as connection:
         [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)

@@ -33,7 +33,9 @@ def test_a_request_is_a_line_of_json(
     body = json.dumps([EVENT, EVENT, {}]).encode()
     account.post(body, X_Request_Id="abc", Prefer="handling=lenient")
     account.service.post(EVENT, "ig_" + "x" * 40)
-    [stored, refused] = access_lines(account.service, 2)
+    account.service.get(PATH)
+    [stored, refused, not_allowed] = access_lines(account.service, 3)
+    assert (not_allowed["status"], not_allowed["error"]) == (405, "Method not allowed")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", str(stored.pop("time")))
     assert 0 < float(str(stored.pop("ms"))) < 30_000
     [(key_id,)] = account.execute("SELECT id FROM api_keys WHERE org_id = %s", account.org_id)

@@ -41,7 +41,7 @@ def test_lines_are_stored_in_their_order_with_every_digit(account: Account) -> N
         (b"[" + LINE + b"]", [("0", "Expected object, received array")]),
         (b'{"events": []}', [("0.type", "Required"), ("0.toolName", "Required")]),
         (LINE + b"\n\xff", [
-            ("1", "Invalid JSON: The body is not UTF-8: invalid start byte at byte 0 (in line 2 of the body)"),
+            ("1", "Invalid JSON: Not UTF-8: invalid start byte at byte 0 (in line 2 of the body)"),
         ]),
         (b"", [("", "Array must contain at least 1 element(s)")]),
         (b" \n\r\n", [("", "Array must contain at least 1 element(s)")]),

@@ -102,6 +102,16 @@ def test_it_starts_without_the_database(
     wait_for(lambda: service.post(EVENT, own_account.key).status == 200, seconds=2)
 
 
+def test_a_refusal_shows_that_postgresql_is_back(own_server: postgres.Server, own_account: Account) -> None:
+    own_account.execute("UPDATE organizations SET monthly_quota = 0")
+    at_once(16, lambda _: own_account.post(EVENT))  # so that each worker knows the key
+    own_server.crash()
+    for answer in at_once(8, lambda _: own_account.post(EVENT)):
+        assert_unavailable(answer)
+    own_server.start()
+    wait_for(lambda: own_account.post(EVENT).status == 429 and "PostgreSQL is back" in own_account.service.output())
+
+
 def test_a_missing_table_is_not_the_clients_fault(account: Account) -> None:
     account.execute("ALTER TABLE audit_events RENAME TO away")
     try:

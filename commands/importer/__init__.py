@@ -236,7 +236,7 @@ def import_(
         except KeyboardInterrupt:
             problem, status = "interrupted; run it again to go on", 130
         if record:
-            with suppress(psycopg.Error):
+            with suppress(psycopg.Error, database.Unavailable):
                 record.end(job.counts)
         remaining = quota_use(connection, org).remaining if dry_run else None
     if dry_run:

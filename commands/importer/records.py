@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from commands.base import NotFound, check_organization, command, fetch_dicts, session
+from commands.base import NotFound, check_organization, command, fetch_dicts, session, translate_errors
 from commands.lock import exclusive
 from commands.output import progress, show
 from commands.parameters import json_option, org_option
@@ -173,7 +173,9 @@ class Record:
         [(self.id,)] = connection.execute(INSERT_IMPORT, self._key).fetchall()
 
     def update(self, counts: dict[str, int]) -> None:
-        self._connection.execute(UPDATE_COUNTS, {**self._key, **counts, "id": self.id})
+        """Record how far the import is. Raises Unavailable."""
+        with translate_errors():
+            self._connection.execute(UPDATE_COUNTS, {**self._key, **counts, "id": self.id})
 
     def end(self, counts: dict[str, int]) -> None:
         """Record that the import has ended. A file that was changed meanwhile is not known by its content."""

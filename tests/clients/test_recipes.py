@@ -269,15 +269,17 @@ THREE = ["event-0", "event-1", "event-2"]
 
 
 @pytest.mark.parametrize(
-    ("lose_requests", "lose_answers"), [(0, 0), (3, 0), (0, 1)], ids=["calm", "service is away", "answer is lost"]
+    "trouble",
+    [{}, {"lose_requests": 3}, {"lose_answers": 1}, {"limit": 2}],
+    ids=["calm", "service is away", "answer is lost", "nginx limits the rate"],
 )
 def test_each_event_is_stored_once(
-    account: Account, send_three: Callable[[str, str], Any], lose_requests: int, lose_answers: int
+    account: Account, send_three: Callable[[str, str], Any], trouble: dict[str, int]
 ) -> None:
-    with UnreliableProxy(account.service.port, lose_requests=lose_requests, lose_answers=lose_answers) as proxy:
+    with UnreliableProxy(account.service.port, **trouble) as proxy:
         done = send_three(f"http://127.0.0.1:{proxy.port}{PATH}", account.key)
     assert done.returncode == 0, done.stderr
-    assert proxy.connections > lose_requests + lose_answers
+    assert proxy.connections > sum(trouble.values())
     assert done.stderr == ""
     assert stored(account) == THREE
 

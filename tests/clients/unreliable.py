@@ -5,12 +5,24 @@ import threading
 from contextlib import suppress
 from typing import Self
 
+TOO_MANY_REQUESTS = b"""HTTP/1.1 429 Too Many Requests\r
+Content-Type: application/json\r
+Retry-After: 1\r
+Content-Length: 30\r
+Connection: close\r
+\r
+{"error": "Too many requests"}"""
+
 
 class UnreliableProxy:
-    """Passes connections to a port, but closes the first ones: some before, some after the service answers."""
+    """Passes connections to a port, but not the first ones.
 
-    def __init__(self, port: int, *, lose_requests: int = 0, lose_answers: int = 0) -> None:
+    Some are closed before the service answers, some after it. Others get nginx's answer to too many requests.
+    """
+
+    def __init__(self, port: int, *, lose_requests: int = 0, lose_answers: int = 0, limit: int = 0) -> None:
         self._target = port
+        self._limit = limit
         self._lose_requests, self._lose_answers = lose_requests, lose_answers
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -36,6 +48,10 @@ class UnreliableProxy:
     def _serve(self, client: socket.socket, number: int) -> None:
         with client:
             if number <= self._lose_requests:
+                return
+            if number <= self._limit:
+                client.recv(2**20)
+                client.sendall(TOO_MANY_REQUESTS)
                 return
             is_lost = number <= self._lose_requests + self._lose_answers
             with socket.create_connection(("127.0.0.1", self._target)) as server:

@@ -135,7 +135,7 @@ def test_a_bad_row_of_ndjson_does_not_stop_the_rest(tmp_path: Path) -> None:
         "Expected object, received array",
         "Expected object, received number",
         "Invalid JSON: Expecting ':' delimiter: line 2 column 1 (char 8)",
-        "Invalid JSON: The body is not UTF-8: invalid start byte at byte 0",
+        "Invalid JSON: Not UTF-8: invalid start byte at byte 0",
         "Invalid JSON: NaN is not JSON",
         "The line has more than 10000 bytes",
     ]
@@ -153,7 +153,7 @@ def test_a_bad_row_of_json_does_not_stop_the_rest_as_long_as_its_end_is_known(tm
         assert [row.reason for row in rows[1:4]] == [
             "Expected object, received number",
             "Invalid JSON: NaN is not JSON",
-            "Invalid JSON: The body is not UTF-8: invalid start byte at byte 32",
+            "Invalid JSON: Not UTF-8: invalid start byte at byte 32",
         ]
         with pytest.raises(Unreadable, match="line 3: Invalid JSON: Expecting value"):
             next(items)
