@@ -12,7 +12,13 @@ _WORTH_ANOTHER_ATTEMPT = (408, 500, 502, 503, 504)
 def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
     """Store events; return how many. Raises httpx.HTTPError if they are refused or nobody answers."""
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}
-    return int(_post(url, headers, events).json()["data"]["ingested"])
+    for attempt in stamina.retry_context(on=_may_help, attempts=10, timeout=None, wait_initial=0.25, wait_max=10):
+        with attempt:
+            answer = httpx.post(url, json=events, headers=headers, timeout=35)
+            if answer.is_error:
+                message = f"{answer.status_code}: {answer.text}"
+                raise httpx.HTTPStatusError(message, request=answer.request, response=answer)
+    return int(answer.json()["data"]["ingested"])
 
 
 def _may_help(error: Exception) -> bool:
@@ -21,11 +27,3 @@ def _may_help(error: Exception) -> bool:
         is_rate_limit = answer.status_code == 429 and "Retry-After" in answer.headers  # nginx's; the quota's has none
         return answer.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
     return isinstance(error, httpx.TransportError)
-
-
-@stamina.retry(on=_may_help, attempts=10, timeout=None, wait_initial=0.25, wait_max=10)
-def _post(url: str, headers: dict[str, str], events: list[dict[str, Any]]) -> httpx.Response:
-    answer = httpx.post(url, json=events, headers=headers, timeout=35)
-    if answer.is_error:
-        raise httpx.HTTPStatusError(f"{answer.status_code}: {answer.text}", request=answer.request, response=answer)
-    return answer
