@@ -34,10 +34,6 @@ class NoApiKey(storage.Unauthorized):
     """The request has no API key."""
 
 
-class InvalidIdempotencyKey(Exception):
-    """The header is there, but it is not a key."""
-
-
 @ingest.before_request
 def authenticate() -> None:
     """Find the request's API key. This runs before the body is read, so a stranger can't make us read one."""
@@ -46,8 +42,8 @@ def authenticate() -> None:
         raise NoApiKey
     if not API_KEY.fullmatch(key):
         raise storage.Unauthorized
-    g.key, g.api_key = key, current_storage().identify(key)
-    g.access_line.organization, g.access_line.apiKeyId = g.api_key.org_id, g.api_key.id
+    g.key, g.api_key, line = key, current_storage().identify(key), g.access_line
+    line.apiKeyId, line.organization = g.api_key
 
 
 @ingest.after_request
@@ -81,9 +77,9 @@ def ingest_raw() -> Response:
 
 def load() -> tuple[schemas.Batch, bytes]:
     """Return the events of the body, and the body. Raises what ERRORS names."""
-    settings = current_app.config
-    ndjson = body.is_ndjson(request.environ)
-    data = body.read(request.environ, settings["MAX_BODY_BYTES"])
+    settings, environ = current_app.config, request.environ
+    ndjson = body.is_ndjson(environ)
+    data = body.read(environ, settings["MAX_BODY_BYTES"])
     batch = schemas.load(data, settings["MAX_BATCH_EVENTS"], settings["MAX_BODY_VALUES"], ndjson=ndjson)
     g.access_line.rejected = len(batch.events)  # until they are stored
     return batch, data
@@ -94,7 +90,8 @@ def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
     key = fingerprint = None
     if (sent := request.environ.get("HTTP_IDEMPOTENCY_KEY")) is not None:
         if not (match := IDEMPOTENCY_KEY.fullmatch(sent)):
-            raise InvalidIdempotencyKey
+            message = "Must be 1 to 255 printable ASCII characters, quoted or bare"
+            raise schemas.InvalidEvents([{"field": "Idempotency-Key", "message": message}], len(batch.events))
         key = match["quoted"] or match["bare"]
         kind = b"ndjson" if body.is_ndjson(request.environ) else b""  # the same bytes can be other events
         fingerprint = hashlib.sha256(kind + data).digest()
@@ -104,8 +101,8 @@ def store(batch: schemas.Batch, data: bytes) -> storage.StoreResult:
 
 
 def answer(batch: schemas.Batch, result: storage.StoreResult, lenient: bool) -> Response:
-    rejected = len(batch.events) - result.ingested
-    g.access_line.ingested, g.access_line.rejected = 0 if result.replayed else result.ingested, rejected
+    rejected, line = len(batch.events) - result.ingested, g.access_line
+    line.ingested, line.rejected = 0 if result.replayed else result.ingested, rejected
     content: dict[str, Any] = {
         "data": {"ingested": result.ingested, "rejected": rejected},
         "meta": {"remainingQuota": result.remaining},
@@ -171,13 +168,10 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
         "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired",
     ),
     body.UnsupportedMediaType: (415, "Unsupported media type", "{} must be one of {}"),
-    body.TooManyBytes: (413, "Payload too large", "The body must be at most {} bytes: split the batch"),
-    json_text.TooManyValues: (413, "Payload too large", "The body must have at most {} JSON values: split the batch"),
-    storage.BodyTooLarge: (413, "Payload too large", "PostgreSQL has too little memory for this body: split the batch"),
+    json_text.TooLarge: (413, "Payload too large", "{}: split the batch"),
     json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
     database.DataRejected: (400, "Invalid JSON", "{}"),
     schemas.InvalidEvents: (400, "Validation failed", ""),
-    InvalidIdempotencyKey: (400, "Validation failed", "Must be 1 to 255 printable ASCII characters, quoted or bare"),
     storage.KeyReused: (
         422,
         "Idempotency-Key reused",
@@ -207,8 +201,6 @@ def error_response(error: Exception) -> Response:
             headers["Accept" if error.args[0] == "Content-Type" else "Accept-Encoding"] = error.args[1]
         case schemas.InvalidEvents():
             details, g.access_line.rejected = error.args
-        case InvalidIdempotencyKey():
-            details[0]["field"] = "Idempotency-Key"
         case storage.QuotaExceeded():
             # not in Retry-After, which clients obey: they would sleep for days
             meta = {"remainingQuota": error.args[0], "quotaResetsAt": first_of_next_month(datetime.now(UTC))}

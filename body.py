@@ -4,7 +4,7 @@ import re
 import zlib
 from wsgiref.types import WSGIEnvironment
 
-from json_text import InvalidJSON
+from json_text import InvalidJSON, TooLarge
 
 JSON = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
 NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
@@ -12,10 +12,6 @@ NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
 
 class UnsupportedMediaType(Exception):
     """A header has a value that is not understood. The arguments are its name and the values that are."""
-
-
-class TooManyBytes(Exception):
-    """The body is larger than a body may be. The argument is the limit in bytes."""
 
 
 def is_ndjson(environ: WSGIEnvironment) -> bool:
@@ -31,7 +27,7 @@ def is_ndjson(environ: WSGIEnvironment) -> bool:
 def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
     """Return the whole body, inflated.
 
-    Raises UnsupportedMediaType, TooManyBytes, and InvalidJSON if the body is cut short or badly framed. Werkzeug's
+    Raises UnsupportedMediaType, TooLarge, and InvalidJSON if the body is cut short or badly framed. Werkzeug's
     get_data() is not used: it cuts a chunked body at the limit and returns the rest as if it were whole.
     """
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
@@ -40,13 +36,13 @@ def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
     chunked = not environ.get("CONTENT_LENGTH")
     length = max_bytes + 1 if chunked else int(environ["CONTENT_LENGTH"])
     if length > max_bytes and not chunked:
-        raise TooManyBytes(max_bytes)
+        raise TooLarge(f"The body must be at most {max_bytes} bytes")
     try:
         body: bytes = environ["wsgi.input"].read(length)
     except Exception as error:  # the server's parser has its own exceptions for what a client can do wrong
         raise InvalidJSON("The body could not be read to its end") from error
     if len(body) > max_bytes:
-        raise TooManyBytes(max_bytes)
+        raise TooLarge(f"The body must be at most {max_bytes} bytes")
     if len(body) < length and not chunked:
         raise InvalidJSON("The body breaks off")
     return inflate(body, max_bytes) if encoding == "gzip" else body
@@ -55,7 +51,7 @@ def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
 def inflate(body: bytes, max_bytes: int) -> bytes:
     """Inflate gzip (RFC 1952), which can have several members.
 
-    Raises TooManyBytes as soon as there are more than `max_bytes`, and InvalidJSON if the body is not gzip.
+    Raises TooLarge as soon as there are more than `max_bytes`, and InvalidJSON if the body is not gzip.
     """
     inflated = bytearray()
     member = zlib.decompressobj(wbits=31)
@@ -69,7 +65,7 @@ def inflate(body: bytes, max_bytes: int) -> bytes:
             except zlib.error:
                 raise InvalidJSON("The body is not gzip") from None
             if len(inflated) > max_bytes:
-                raise TooManyBytes(max_bytes)
+                raise TooLarge(f"The body must be at most {max_bytes} bytes")
             piece = member.unused_data
     if not member.eof:
         raise InvalidJSON("The gzip body breaks off")

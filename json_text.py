@@ -23,12 +23,12 @@ class InvalidJSON(Exception):
     """The text is not JSON. The argument says why."""
 
 
-class TooManyValues(Exception):
-    """The text has more JSON values than a body may have. The argument is the limit."""
+class TooLarge(Exception):
+    """A body has more of something than a body may have. The argument says how much it may have."""
 
 
 def check_value_count(body: bytes, max_values: int) -> None:
-    """Raise TooManyValues if a JSON text has more than `max_values` values, before anything is built from it.
+    """Raise TooLarge if a JSON text has more than `max_values` values, before anything is built from it.
 
     Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
     """
@@ -37,7 +37,7 @@ def check_value_count(body: bytes, max_values: int) -> None:
         and _count_values(body) > max_values
         and _count_values(_outside_strings(body)) > max_values
     ):
-        raise TooManyValues(max_values)
+        raise TooLarge(f"The body must have at most {max_values} JSON values")
 
 
 def _count_values(body: bytes) -> int:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 
-from flask import Flask, Response, current_app, g, has_request_context, request
+from flask import Flask, Response, g, has_request_context, request
+from werkzeug.exceptions import MethodNotAllowed
 
 import config
 
@@ -97,7 +98,7 @@ def access_output() -> LossyOutput:
 
 def begin_line() -> None:
     environ = request.environ
-    path = environ["PATH_INFO"]
+    is_known = request.url_rule or isinstance(request.routing_exception, MethodNotAllowed)
     sent = environ.get("HTTP_X_REQUEST_ID")
     length = environ.get("CONTENT_LENGTH")
     g.began = time.perf_counter()
@@ -105,7 +106,7 @@ def begin_line() -> None:
         datetime.now(UTC).isoformat(timespec="milliseconds"),
         sent if sent and REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(128):032x}",
         environ["REQUEST_METHOD"],
-        path if path in {rule.rule for rule in current_app.url_map.iter_rules()} else None,
+        environ["PATH_INFO"] if is_known else None,
         int(length) if length else None,
     )
 

@@ -204,7 +204,7 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
     """Parse a body and validate its events. `ndjson` means one event a line; empty lines are skipped.
 
     An object with the key `events` and an array are batches; anything else is one event. Raises InvalidJSON,
-    TooManyValues, and InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is invalid.
+    TooLarge, and InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is invalid.
     """
     check_value_count(body, max_values)
     data: Any

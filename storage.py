@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psycopg
 
 from database import LOCK_TIMEOUT, Connection, Database, LockTimeout, OutOfMemory, Unavailable
+from json_text import TooLarge
 
 SCHEMA_VERSION = 5
 
@@ -27,10 +28,6 @@ class QuotaExceeded(Exception):
 
 class KeyReused(Exception):
     """The idempotency key was used with another body."""
-
-
-class BodyTooLarge(Exception):
-    """PostgreSQL has too little memory for a body of this size."""
 
 
 class ApiKey(NamedTuple):
@@ -145,7 +142,7 @@ class Storage:
     def store(self, key: ApiKey, batch: EventBatch) -> StoreResult:
         """Store the valid events of a batch and count them, in one transaction that is committed on return.
 
-        Raises Unauthorized, QuotaExceeded, KeyReused, DataRejected and BodyTooLarge; then nothing is stored.
+        Raises Unauthorized, QuotaExceeded, KeyReused, DataRejected and TooLarge; then nothing is stored.
         """
         if key.org_id in self._waiting:
             raise Unavailable("an earlier request of the organization waits for a lock")
@@ -168,7 +165,7 @@ class Storage:
         except OutOfMemory:
             if len(batch.text) < LARGE_BODY:
                 raise
-            raise BodyTooLarge from None
+            raise TooLarge("The body must be smaller: PostgreSQL has too little memory for it") from None
 
     def check_ready(self) -> None:
         """Raise Unavailable, with a reason fit for strangers, unless requests can be stored."""

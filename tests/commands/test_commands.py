@@ -219,7 +219,7 @@ def test_the_settings_in_force_are_shown_without_passwords() -> None:
     url = "postgresql://igris:pass%2Fword@db.example.com/igris?sslmode=require"
     shown = command("config", database_url=url, THREADS="7").stdout
     assert re.search(r"^THREADS +7 +in the environment +threads", shown, re.MULTILINE)
-    assert re.search(r"^PORT +8000 +by default", shown, re.MULTILINE)
+    assert re.search(r"^IDEMPOTENCY_DAYS +7 +by default", shown, re.MULTILINE)
     assert "word" not in re.sub("password=", "", shown)
     values = json.loads(command("config", "--json", database_url=url).stdout)
     assert "password=***" in values["DATABASE_URL"]
