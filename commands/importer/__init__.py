@@ -9,6 +9,7 @@ import codecs
 import json
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -173,25 +174,8 @@ def import_(
     back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
     up, 130 Ctrl-C.
     """
-    file_format = file_format or format_of(file) or ("json" if each else None)
-    if file_format is None and file.lower().endswith(SPREADSHEETS):
-        raise click.UsageError("FILE is a spreadsheet: save the sheet as CSV UTF-8 and import that.")
-    if file_format is None:
-        raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
-    if each and file_format not in ("json", "rejects"):
-        raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
-    for option, given in (("--map", sources), ("--set", constants)):
-        if len({field for field, _ in given}) < len(given):
-            raise click.UsageError(f"{option} names a field twice.")
-    table: dict[str, dict[str, str]] = {}
-    for field, value, new in translations:
-        table.setdefault(field, {})[value] = new
-    options = Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now)
-    try:
-        maker = EventMaker(options, zone, time_format)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--set") from None
-    shown = printable(file)
+    file_format = _checked_format(file, file_format, each)
+    maker = _maker(sources, constants, translations, dropped, timestamp_now, zone, time_format)
     with ExitStack() as stack:
         connection = stack.enter_context(session(with_timeouts=True))
         check_organization(connection, org)
@@ -219,40 +203,83 @@ def import_(
                 show_progress(source.position(), job.read)
                 if record:
                     record.update(job.counts)
-        except Unreadable as error:
-            problem, status = f"{shown}: {error}", 1
-        except AllRejected as error:
-            problem, status = f"{shown}: the first {error} rows are all rejected", 3
-        except Changed as error:
-            problem = f"{shown}: from about line {error} on, its rows are not those that its last import stored, or"
-            problem += " other options make other events of them. Import changed rows as a file of their own, undo that"
-            problem += " import, or, if FILE is another one under the same name, store all of it: --changed-file"
-            status = 1
-        except QuotaEnded as error:
-            problem, status = f"the month's quota is used up; line {error} of {shown} is the first not stored", 4
-            problem += "; run it again with the same options to go on from there"
-        except database.Unavailable as error:
-            problem, status = f"{': '.join(error.args)}; run it again to go on", 1
-        except KeyboardInterrupt:
-            problem, status = "interrupted; run it again to go on", 130
+        except (Unreadable, AllRejected, Changed, QuotaEnded, database.Unavailable, KeyboardInterrupt) as error:
+            problem, status = _problem(error, printable(file))
         if record:
             with suppress(psycopg.Error, database.Unavailable):
                 record.end(job.counts)
-        remaining = quota_use(connection, org).remaining if dry_run else None
+        room = quota_use(connection, org).remaining if dry_run else None
+    fate = f"stored {job.stored}, already stored {job.skipped}"
     if dry_run:
         fate = f"valid {job.read - job.rejected}, stored none"
-    else:
-        fate = f"stored {job.stored}, already stored {job.skipped}"
     click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
+    if dry_run:
+        click.echo(f"the month's quota has room for {'any number' if room is None else room}")
     for reason, count in job.reasons.most_common(10):
         click.echo(f"  {count:,} x {printable(reason)}", err=True)
-    if dry_run:
-        click.echo(f"the month's quota has room for {'any number' if remaining is None else remaining}")
     for note in maker.notes:
         click.echo(f"Note: {note}", err=True)
     if problem:
         click.echo(f"Error: {problem}", err=True)
     sys.exit(status or (3 if job.rejected else 0))
+
+
+def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> str:
+    """Return the format, which is given or in the file's name. Raises UsageError."""
+    file_format = file_format or format_of(file) or ("json" if each else None)
+    if file_format is None and file.lower().endswith(SPREADSHEETS):
+        raise click.UsageError("FILE is a spreadsheet: save the sheet as CSV UTF-8 and import that.")
+    if file_format is None:
+        raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
+    if each and file_format not in ("json", "rejects"):
+        raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
+    return file_format
+
+
+def _maker(
+    sources: Sequence[tuple[str, str]],
+    constants: Sequence[tuple[str, str]],
+    translations: Sequence[tuple[str, str, str]],
+    dropped: Sequence[str],
+    timestamp_now: bool,
+    zone: ZoneInfo | None,
+    time_format: str,
+) -> EventMaker:
+    """Return what makes events of rows, by the options. Raises UsageError."""
+    for option, given in (("--map", sources), ("--set", constants)):
+        if len({field for field, _ in given}) < len(given):
+            raise click.UsageError(f"{option} names a field twice.")
+    table: dict[str, dict[str, str]] = {}
+    for field, value, new in translations:
+        table.setdefault(field, {})[value] = new
+    options = Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now)
+    try:
+        return EventMaker(options, zone, time_format)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from None
+
+
+def _problem(error: BaseException, file: str) -> tuple[str, int]:
+    """Return why an import ended before its file did, as a sentence, and the exit status."""
+    match error:
+        case Unreadable():
+            return f"{file}: {error}", 1
+        case AllRejected():
+            return f"{file}: the first {error} rows are all rejected", 3
+        case Changed():
+            return (
+                f"{file}: from about line {error} on, its rows are not those that its last import stored, or other "
+                "options make other events of them. Import changed rows as a file of their own, undo that import, or, "
+                "if FILE is another one under the same name, store all of it: --changed-file"
+            ), 1
+        case QuotaEnded():
+            return (
+                f"the month's quota is used up; line {error} of {file} is the first not stored; run it again with the "
+                "same options to go on from there"
+            ), 4
+        case database.Unavailable():
+            return f"{': '.join(error.args)}; run it again to go on", 1
+    return "interrupted; run it again to go on", 130
 
 
 def _given_options() -> str:
