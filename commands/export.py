@@ -47,21 +47,29 @@ def export(org: str, file_format: str, output: str | None, **conditions: Any) ->
 @contextmanager
 def _output(path: str | None) -> Iterator[IO[bytes]]:
     """Open a new file that gets its name when it is whole, or standard output. Raises ClickException."""
-    if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    part = Path(f"{path}.part")
     try:
-        if Path(path).exists():
-            raise click.ClickException(f"{printable(path)}: there is a file of that name; move it away")
-        with part.open("xb") as file:
-            try:
+        if path is None:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        else:
+            with _new_file(Path(path)) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-                part.rename(path)
-            finally:
-                part.unlink(missing_ok=True)
+    except BrokenPipeError:  # whoever read it has seen enough: click ends quietly
+        raise
     except OSError as error:
-        raise click.ClickException(f"{printable(path)}: {error.strerror}") from None
+        raise click.ClickException(f"{printable(path or 'standard output')}: {error.strerror}") from None
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
+    if path.exists():
+        raise click.ClickException(f"{printable(str(path))}: there is a file of that name; move it away")
+    part = path.with_name(f"{path.name}.part")
+    with part.open("xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -165,6 +165,22 @@ def test_an_export_gets_its_name_when_it_is_whole(account: Account, tmp_path: Pa
     assert (done.returncode, sorted(path.name for path in tmp_path.iterdir())) == (1, ["trail.ndjson"])
 
 
+def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
+    account.post([ODD[0]] * 3000)
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url}
+    for path, status, said in (
+        ("/dev/full", 1, "Error: standard output: No space left on device\n"),
+        ("/dev/null", 0, ""),
+    ):
+        with Path(path).open("wb") as output:
+            arguments = [*FLASK, "export", "--org", account.org_id]
+            done = subprocess.run(arguments, env=environ, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (status, said or "exported 3000 events\n")
+    piped = f"{' '.join(FLASK)} export --org {account.org_id} | head -1"
+    done = subprocess.run(["sh", "-c", piped], env=environ, capture_output=True, text=True, check=False)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
 # seal and verify
 
 
