@@ -5,14 +5,12 @@ from string import ascii_letters, digits
 from typing import Any
 
 import click
-from flask import current_app
 from flask.cli import AppGroup
 
 from commands.base import NotFound, check_organization, command, fetch_dicts, transaction
-from commands.organizations import create_organization
+from commands.organizations import create_organization, echo_made, given_or_default
 from commands.output import show
 from commands.parameters import Name, Quota, json_option
-from commands.quota import show_quota
 from database import Connection
 from storage import key_hash
 
@@ -38,13 +36,13 @@ keys = AppGroup("keys", help="API keys: create, list, rename, revoke.")
 def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None] | None) -> None:
     """Make a key, and the organization ORG if it is new. Prints the key, this one time."""
     with transaction() as connection:
-        [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+        quota = given_or_default(monthly_quota)
         is_new = create_organization(connection, org, quota)
         if monthly_quota and not is_new:
             raise click.UsageError(f"{org!r} is there already: change its quota with `quota`.")
         key = create_key(connection, org, label, expires_in_days)
     if is_new:
-        click.echo(f"made the organization {org!r}, with a quota of {show_quota(quota)} events a month", err=True)
+        echo_made(org, quota)
     click.echo(key)
 
 

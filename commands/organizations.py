@@ -8,7 +8,7 @@ from flask import current_app
 
 from commands.base import check_organization, command, fetch_dicts, session, transaction
 from commands.lock import exclusive
-from commands.output import progress, show
+from commands.output import show, sum_shown
 from commands.parameters import Name, Quota, json_option
 from commands.prune import BATCH, delete_batches
 from commands.quota import show_quota
@@ -29,19 +29,6 @@ COUNTS = """
         (SELECT count(*) FROM audit_events WHERE org_id = %(org_id)s) AS events,
         (SELECT count(*) FROM seals WHERE org_id = %(org_id)s) AS seals,
         (SELECT count(*) FROM api_keys WHERE org_id = %(org_id)s) AS keys
-"""
-
-DELETE_EVENTS = """
-    DELETE FROM audit_events
-    WHERE org_id = %(org_id)s
-      AND id IN (
-          SELECT id
-          FROM audit_events
-          WHERE org_id = %(org_id)s AND id > %(after)s
-          ORDER BY id
-          LIMIT %(batch)s
-      )
-    RETURNING id
 """
 
 DELETE_IDEMPOTENCY_KEYS = """
@@ -74,11 +61,11 @@ def list_(as_json: bool) -> None:
 @command
 def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
     """Make an organization. `keys create` makes one, too, if it is new."""
-    [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+    quota = given_or_default(monthly_quota)
     with transaction() as connection:
         if not create_organization(connection, org, quota):
             raise click.ClickException(f"there is an organization {org!r} already")
-    click.echo(f"made the organization {org!r}, with a quota of {show_quota(quota)} events a month", err=True)
+    echo_made(org, quota)
 
 
 @organizations.command("delete")
@@ -93,12 +80,20 @@ def delete(org: str, yes: bool) -> None:
         if not yes:
             what = f"{there['events']} events, {there['seals']} seals and {there['keys']} keys"
             click.confirm(f"Delete the organization {org!r} with {what}?", abort=True, err=True)
-        with exclusive(connection, "import", org), progress(there["events"], "events") as show_progress:
-            deleted = 0
-            for count in delete_organization(connection, org):
-                deleted += count
-                show_progress(deleted, deleted)
+        with exclusive(connection, "import", org):
+            deleted = sum_shown(there["events"], delete_organization(connection, org))
     click.echo(f"deleted the organization {org!r} and {deleted} events")
+
+
+def given_or_default(monthly_quota: tuple[int | None] | None) -> int | None:
+    """Return the quota of a new organization: that of --monthly-quota, or DEFAULT_MONTHLY_QUOTA."""
+    [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+    return quota
+
+
+def echo_made(org_id: str, quota: int | None) -> None:
+    """Say on standard error that there is a new organization: a typo makes one, too."""
+    click.echo(f"made the organization {org_id!r}, with a quota of {show_quota(quota)} events a month", err=True)
 
 
 def create_organization(connection: Connection, org_id: str, monthly_quota: int | None) -> bool:
@@ -111,7 +106,7 @@ def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
     """Delete an organization; yield how many events each batch had. Interrupted, it can be run again."""
     parameters: dict[str, Any] = {"org_id": org_id, "batch": BATCH}
     connection.execute("DELETE FROM api_keys WHERE org_id = %(org_id)s", parameters)
-    yield from delete_batches(connection, DELETE_EVENTS, parameters)
+    yield from delete_batches(connection, "true", parameters)
     while connection.execute(DELETE_IDEMPOTENCY_KEYS, parameters).rowcount:
         pass
     connection.execute("DELETE FROM monthly_usage WHERE org_id = %(org_id)s", parameters)

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -103,3 +103,13 @@ def progress(total: int | None, noun: str) -> Iterator[Callable[[int, int], None
             bar.update(done - bar.pos, f"{rows:,} {noun}, {rate:,.0f} a second")
 
         yield update
+
+
+def sum_shown(total: int, counts: Iterable[int]) -> int:
+    """Return the sum of counts of events, which a progress bar shows as it grows towards `total`."""
+    done = 0
+    with progress(total, "events") as show_progress:
+        for count in counts:
+            done += count
+            show_progress(done, done)
+    return done

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from commands.base import check_organization, command, session
-from commands.output import iso, progress, show
+from commands.output import iso, show, sum_shown
 from commands.parameters import Moment, org_option
 from database import Connection
 
@@ -35,14 +35,15 @@ MARK_SEALS = """
     WHERE until <= %(before)s AND pruned_at IS NULL AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
 """
 
-# Deletes a batch after the last one: going on by id, it does not meet again what was just deleted.
+# Deletes a batch after the last one: going on by id, it does not meet again what was just deleted. The condition is SQL
+# of ours, and says which events are meant.
 DELETE_EVENTS = """
     DELETE FROM audit_events
     WHERE org_id = %(org_id)s
       AND id IN (
           SELECT id
           FROM audit_events
-          WHERE org_id = %(org_id)s AND id > %(after)s AND id <= %(last)s AND received_at < %(before)s
+          WHERE org_id = %(org_id)s AND id > %(after)s AND {condition}
           ORDER BY id
           LIMIT %(batch)s
       )
@@ -117,14 +118,9 @@ def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
             return
         if asks:
             click.confirm(f"Delete {total} events received before {iso(before)}?", abort=True, err=True)
-        deleted = 0
         seals = {"before": before, "org_id": org, "command": f"prune --before {iso(before)}"}
         connection.execute(MARK_SEALS, seals)
-        with progress(total, "events") as show_progress:
-            for each in prunable:
-                for count in prune_events(connection, each):
-                    deleted += count
-                    show_progress(deleted, deleted)
+        deleted = sum_shown(total, (count for each in prunable for count in prune_events(connection, each)))
         keys = prune_keys(connection, org)
     click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys")
 
@@ -141,17 +137,18 @@ def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:
     In the end the keys of chunks that were imported go, too, so that they can be imported again.
     """
     parameters = {"org_id": prunable.org_id, "before": prunable.before, "last": prunable.last_id}
-    yield from delete_batches(connection, DELETE_EVENTS, parameters)
+    yield from delete_batches(connection, "id <= %(last)s AND received_at < %(before)s", parameters)
     connection.execute(DELETE_CHUNK_KEYS, parameters)
 
 
-def delete_batches(connection: Connection, query: str, parameters: dict[str, Any]) -> Iterator[int]:
-    """Delete events until none is left; yield how many each batch had.
+def delete_batches(connection: Connection, condition: str, parameters: dict[str, Any]) -> Iterator[int]:
+    """Delete the events of an organization that meet a condition, in the order of their ids; yield each batch's count.
 
-    `query` deletes up to `batch` events with an id above `after`, in the order of their ids, and returns the ids.
+    `condition` is SQL; its parameters, and `org_id`, are in `parameters`.
     """
+    query = DELETE_EVENTS.format(condition=condition).encode()
     parameters = {**parameters, "after": 0, "batch": BATCH}
-    while rows := connection.execute(query.encode(), parameters).fetchall():
+    while rows := connection.execute(query, parameters).fetchall():
         yield len(rows)
         parameters["after"] = max(row[0] for row in rows)
 

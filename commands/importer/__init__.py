@@ -25,7 +25,7 @@ from commands.importer.expressions import compile_expression
 from commands.importer.files import Source, Unreadable
 from commands.importer.formats import FORMATS, SPREADSHEETS, format_of, read_rows
 from commands.importer.mapping import FIELDS, Options, snake_case
-from commands.importer.records import Record, UndoneInPart
+from commands.importer.records import Record
 from commands.importer.rejects import RejectsFile
 from commands.importer.rows import EventMaker
 from commands.lock import exclusive
@@ -183,10 +183,7 @@ def import_(
         chunks = record = None
         if not dry_run:
             stack.enter_context(exclusive(connection, "import", org))
-            try:
-                chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
-            except UndoneInPart as error:
-                raise click.ClickException(f"first end what was interrupted: imports undo {error}") from None
+            chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
         earlier = record.earlier if record and not changed_file else 0
         job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
         problem, status = "", 0

@@ -11,7 +11,7 @@ import click
 
 from commands.base import NotFound, check_organization, command, fetch_dicts, session, translate_errors
 from commands.lock import exclusive
-from commands.output import progress, show
+from commands.output import show, sum_shown
 from commands.parameters import json_option, org_option
 from commands.prune import delete_batches
 from database import Connection
@@ -94,21 +94,7 @@ SELECT_END = """
     WHERE org_id = %(org_id)s AND id > %(id)s
 """
 
-DELETE_EVENTS = """
-    DELETE FROM audit_events
-    WHERE org_id = %(org_id)s
-      AND id IN (
-          SELECT id
-          FROM audit_events
-          WHERE org_id = %(org_id)s
-            AND id > %(after)s
-            AND source = 'import'
-            AND received_at BETWEEN %(began_at)s AND %(ended_at)s
-          ORDER BY id
-          LIMIT %(batch)s
-      )
-    RETURNING id
-"""
+CONDITION_OF_EVENTS = "source = 'import' AND received_at BETWEEN %(began_at)s AND %(ended_at)s"
 
 # Imports whose undoing was interrupted: the keys of their chunks are deleted in the end.
 SELECT_UNDONE_IN_PART = """
@@ -138,10 +124,6 @@ MARK_UNDONE = """
 """
 
 
-class UndoneInPart(Exception):
-    """The undoing of an import was interrupted. The argument is its id."""
-
-
 class Record:
     """The row of an import in the table of imports."""
 
@@ -149,7 +131,7 @@ class Record:
         """Begin the record of an import.
 
         `earlier` is how many events earlier imports of the same file stored. `already_stored` is how many one of them
-        stored, if that was all of an equal file; else None. Raises UndoneInPart.
+        stored, if that was all of an equal file; else None. Raises ClickException if an undo was interrupted.
         """
         self._path = Path(file).resolve()
         self._version = self._version_of_file()
@@ -166,7 +148,7 @@ class Record:
         }
         [(undone,)] = connection.execute(SELECT_UNDONE_IN_PART, self._key).fetchall()
         if undone:
-            raise UndoneInPart(undone)
+            raise click.ClickException(f"first end what was interrupted: imports undo {undone}")
         [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
         same = connection.execute(SELECT_SAME, self._key).fetchone()
         self.already_stored: int | None = same and same[0]
@@ -232,13 +214,10 @@ def undo(import_id: int, yes: bool, sealed: bool) -> None:
         question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
         if not yes:
             click.confirm(question, abort=True, err=True)
-        with exclusive(connection, "import", values["org_id"]), progress(values["stored"], "events") as show_progress:
+        with exclusive(connection, "import", values["org_id"]):
             if values["ended_at"] is None:
                 [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
-            deleted = 0
-            for count in undo_import(connection, values):
-                deleted += count
-                show_progress(deleted, deleted)
+            deleted = sum_shown(values["stored"], undo_import(connection, values))
     click.echo(f"deleted {deleted} events of import {import_id}")
 
 
@@ -248,5 +227,5 @@ def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]
     Interrupted, it can be run again, and has to be before the next import: only in the end the keys of the chunks go.
     """
     connection.execute(MARK_UNDONE, values)
-    yield from delete_batches(connection, DELETE_EVENTS, values)
+    yield from delete_batches(connection, CONDITION_OF_EVENTS, values)
     connection.execute(DELETE_CHUNK_KEYS, values)
