@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
@@ -69,6 +70,21 @@ def transaction() -> Iterator[Connection]:
     """Open a connection with a transaction that is committed at the end. Raises Unavailable."""
     with session() as connection, connection.transaction():
         yield connection
+
+
+@contextmanager
+def snapshot() -> Iterator[Connection]:
+    """Open a connection with a transaction that can only read, and sees one state of all rows. Raises Unavailable."""
+    with session() as connection:
+        connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+        with connection.transaction():
+            yield connection
+
+
+def server_time(connection: Connection) -> datetime:
+    """Return PostgreSQL's time, which received_at goes by."""
+    [(now,)] = connection.execute("SELECT now()").fetchall()
+    return now  # type: ignore[no-any-return]
 
 
 def check_organization(connection: Connection, org_id: str | None) -> None:

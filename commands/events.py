@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-import database
-from commands.base import check_organization, command, fetch_dicts, session
+from commands.base import check_organization, command, fetch_dicts, server_time, session
 from commands.output import Table, iso
 from commands.parameters import json_option, org_option
-from commands.trail import WHERE, Filters, filter_options
+from commands.trail import MAX_COMMIT_DELAY, WHERE, Filters, filter_options
 from database import Connection
 
 # The newest events, or those with some ids.
@@ -34,9 +33,6 @@ SELECT_IDS = f"SELECT id FROM audit_events WHERE {WHERE}"
 
 LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
 """The newest events are looked for by receipt, first in the last minute: on Citus ids are in no order."""
-
-MAX_COMMIT_DELAY = timedelta(seconds=2 * database.STATEMENT_TIMEOUT + 4)
-"""The time after its received_at in which an event can still be committed, and so become visible."""
 
 PAGE = 1000
 """The number of events that are shown at once to somebody who follows them."""
@@ -76,7 +72,7 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool, **condition
 def newest(connection: Connection, filters: Filters, limit: int) -> list[dict[str, Any]]:
     """Return the newest events, the newest last. Metadata is JSON text."""
     rows: list[dict[str, Any]] = []
-    until = filters.until or _now(connection)
+    until = filters.until or server_time(connection)
     for lookback in LOOKBACKS:
         since = max((each for each in (lookback and until - lookback, filters.since) if each), default=None)
         rows = _select(connection, replace(filters, since=since), limit=limit)
@@ -90,13 +86,13 @@ def followed(connection: Connection, filters: Filters, limit: int) -> Iterator[l
 
     Yields nothing when that is all, and goes on.
     """
-    last = _now(connection)
+    last = server_time(connection)
     seen = _ids(connection, filters, last - MAX_COMMIT_DELAY)
     rows = newest(connection, filters, limit)
     seen |= {row["id"] for row in rows}
     yield rows
     while True:
-        now, since = _now(connection), last - MAX_COMMIT_DELAY
+        now, since = server_time(connection), last - MAX_COMMIT_DELAY
         ids = _ids(connection, filters, since)
         unseen = sorted(ids - seen)
         for start in range(0, len(unseen), PAGE):
@@ -109,11 +105,6 @@ def _select(
     connection: Connection, filters: Filters, *, limit: int | None = None, ids: list[int] | None = None
 ) -> list[dict[str, Any]]:
     return fetch_dicts(connection, SELECT_EVENTS, {**asdict(filters), "limit": limit, "ids": ids})
-
-
-def _now(connection: Connection) -> datetime:
-    [(now,)] = connection.execute("SELECT now()").fetchall()
-    return now  # type: ignore[no-any-return]
 
 
 def _ids(connection: Connection, filters: Filters, since: datetime) -> set[int]:

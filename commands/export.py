@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
-from psycopg import IsolationLevel
 
-from commands.base import check_organization, command, session
+from commands.base import check_organization, command, snapshot
 from commands.output import printable, progress
 from commands.parameters import Name
 from commands.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options, lines
@@ -30,17 +29,15 @@ def export(org: str, file_format: str, output: str | None, **conditions: Any) ->
     """
     filters = Filters(org, **conditions)
     query, written = (COPY_CSV, -1) if file_format == "csv" else (COPY_LINES, 0)  # the header row is no event
-    with session() as connection, _output(output) as file:
+    with snapshot() as connection, _output(output) as file:
         check_organization(connection, org)
-        connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
-        with connection.transaction():
-            total = count(connection, filters) if sys.stderr.isatty() else None
-            with progress(total, "events") as show_progress, lines(connection, filters, query) as found:
-                for line in found:
-                    file.write(line)
-                    written += 1
-                    if written % 1000 == 0:
-                        show_progress(written, written)
+        total = count(connection, filters) if sys.stderr.isatty() else None
+        with progress(total, "events") as show_progress, lines(connection, filters, query) as found:
+            for line in found:
+                file.write(line)
+                written += 1
+                if written % 1000 == 0:
+                    show_progress(written, written)
     click.echo(f"exported {written} events", err=True)
 
 

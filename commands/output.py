@@ -28,8 +28,7 @@ class Table:
     def __init__(self, columns: list[str], *, fixed: Sequence[int] = ()) -> None:
         """`fixed` are the widths of the columns on a terminal, but for the last, which takes the rest of the line."""
         self._columns = columns
-        self._is_terminal = sys.stdout.isatty()
-        self._fixed = list(fixed) if self._is_terminal else []
+        self._fixed = list(fixed) if sys.stdout.isatty() else []
         self._widths: list[int] = []
 
     def print(self, rows: list[dict[str, Any]]) -> None:
@@ -41,8 +40,10 @@ class Table:
         for column, cells in enumerate(zip(*lines, strict=True)):
             self._widths[column] = max(self._widths[column], *map(wcwidth.width, cells))
         for line in lines:
-            grown = "  ".join(map(wcwidth.ljust, line, self._widths)).rstrip()
-            click.echo(self._fixed_line(line) if self._fixed else grown)
+            click.echo(self._fixed_line(line) if self._fixed else self._grown_line(line))
+
+    def _grown_line(self, line: list[str]) -> str:
+        return "  ".join(map(wcwidth.ljust, line, self._widths)).rstrip()
 
     def _fixed_line(self, line: list[str]) -> str:
         rest = max(8, shutil.get_terminal_size().columns - sum(self._fixed) - 2 * len(self._fixed))

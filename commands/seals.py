@@ -13,14 +13,14 @@ from typing import Any
 import click
 from psycopg.rows import class_row
 
-from commands.base import NotFound, command, session
+from commands.base import NotFound, command, server_time, session
 from commands.lock import exclusive
 from commands.parameters import json_option, org_option
-from commands.trail import Filters, lines
+from commands.trail import MAX_COMMIT_DELAY, Filters, lines
 from database import Connection
 
-MAX_COMMIT_DELAY = timedelta(seconds=60)
-"""What was received longer ago is committed, or never will be: the timeouts end a storing transaction sooner."""
+SEALING_DELAY = 3 * MAX_COMMIT_DELAY
+"""What was received a minute ago is committed, or never will be: the timeouts end a storing transaction sooner."""
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 """From when on the first seal of an organization covers what was received."""
@@ -128,9 +128,8 @@ def seal_organization(connection: Connection, org_id: str) -> Iterator[Seal]:
     with exclusive(connection, "seal", org_id, wait=True):
         cursor = connection.cursor(row_factory=class_row(Seal))
         last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
-        [(now,)] = connection.execute("SELECT now()").fetchall()
         number, since, previous = (last.number, last.until, last.seal) if last else (0, BEGINNING, bytes(32))
-        end = now - MAX_COMMIT_DELAY
+        end = server_time(connection) - SEALING_DELAY
         days = connection.execute(SELECT_DAYS, {"org_id": org_id, "since": since, "until": end}).fetchall()
         for (day,) in days:
             number += 1

@@ -3,30 +3,47 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 import psycopg
 
 from commands.parameters import Moment, Name
-from database import Connection
+from database import STATEMENT_TIMEOUT, Connection
 from schemas import Event
+
+MAX_COMMIT_DELAY = timedelta(seconds=2 * STATEMENT_TIMEOUT + 4)
+"""The time after its received_at in which an event can still be committed, and so become visible."""
+
+
+def _utc(column: str) -> str:
+    """Return SQL for a time as ISO 8601 in UTC, always to the microsecond."""
+    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
+def _defused(column: str) -> str:
+    """Return SQL for a text with an apostrophe before what a spreadsheet would take for a formula.
+
+    An apostrophe gets one, too, so that `import` can take it away again.
+    """
+    return rf"""CASE WHEN {column} ~ '^[-=+@\t\r'']' THEN '''' || {column} ELSE {column} END"""
+
 
 # An event as canonical JSON: the fields that a client sends, then what the service knows of its receipt. The order of
 # the keys is fixed, metadata is PostgreSQL's text of jsonb, times are in UTC to the microsecond.
-LINE = """
-    '{"type": ' || to_json(type)
+LINE = f"""
+    '{{"type": ' || to_json(type)
     || ', "toolName": ' || to_json(tool_name)
     || ', "action": ' || to_json(action)
-    || ', "timestamp": "' || to_char("timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    || ', "timestamp": "' || {_utc('"timestamp"')}
     || '", "metadata": ' || metadata
-    || ', "receipt": {"id": ' || id
+    || ', "receipt": {{"id": ' || id
     || ', "organization": ' || to_json(org_id)
     || ', "apiKeyId": ' || coalesce(api_key_id::text, 'null')
     || ', "source": ' || to_json(source)
-    || ', "receivedAt": "' || to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-    || '"}}'
+    || ', "receivedAt": "' || {_utc("received_at")}
+    || '"}}}}'
 """
 
 WHERE = """
@@ -45,21 +62,19 @@ COPY_LINES = f"""
     TO STDOUT (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ENCODING 'UTF8')
 """
 
-# What a spreadsheet would take for a formula gets an apostrophe before it, and so does an apostrophe, so that `import`
-# can take it away again.
-COPY_CSV = rf"""
+COPY_CSV = f"""
     COPY (
         SELECT
             type,
-            CASE WHEN tool_name ~ '^[-=+@\t\r'']' THEN '''' || tool_name ELSE tool_name END AS "toolName",
+            {_defused("tool_name")} AS "toolName",
             action,
-            to_char("timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "timestamp",
+            {_utc('"timestamp"')} AS "timestamp",
             metadata,
             id AS "receipt.id",
-            CASE WHEN org_id ~ '^[-=+@\t\r'']' THEN '''' || org_id ELSE org_id END AS "receipt.organization",
+            {_defused("org_id")} AS "receipt.organization",
             api_key_id AS "receipt.apiKeyId",
             source AS "receipt.source",
-            to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS "receipt.receivedAt"
+            {_utc("received_at")} AS "receipt.receivedAt"
         FROM audit_events
         WHERE {WHERE}
         ORDER BY received_at, id

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from psycopg import IsolationLevel
 from psycopg.rows import class_row
 
-from commands.base import command, session
+from commands.base import command, snapshot
 from commands.output import printable, progress
 from commands.parameters import Moment, json_option, org_option
 from commands.seals import BEGINNING, SELECT_SEALS, Seal, digest_of, exact, organizations
@@ -60,13 +59,11 @@ def verify(
     if (head or exported) and not org:
         raise click.UsageError("--head and --export need --org.")
     is_whole = True
-    with session() as connection:
-        connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
-        with connection.transaction():
-            for org_id in organizations(connection, org):
-                report = verify_organization(connection, org_id, since, until, head, exported)
-                is_whole = is_whole and not report["problems"]
-                click.echo(json.dumps(report) if as_json else _as_text(report))
+    with snapshot() as connection:
+        for org_id in organizations(connection, org):
+            report = verify_organization(connection, org_id, since, until, head, exported)
+            is_whole = is_whole and not report["problems"]
+            click.echo(json.dumps(report) if as_json else _as_text(report))
     sys.exit(0 if is_whole else NOT_WHOLE)
 
 
@@ -166,7 +163,8 @@ def _compared(connection: Connection, seal: Seal, exported: str) -> Iterator[str
     period = Filters(seal.org_id, seal.since, seal.until)
     with lines(connection, period) as found, Path(exported).open("rb") as file:
         here = _with_keys(enumerate(found, 1))
-        there = (each for each in _with_keys(enumerate(file, 1)) if _is_within(each, seal))
+        begin, end = exact(seal.since), exact(seal.until)
+        there = (each for each in _with_keys(enumerate(file, 1)) if begin <= each[0][0] < end)
         ours, theirs = next(here, None), next(there, None)
         while ours or theirs:
             if theirs and (not ours or theirs[0] < ours[0]):
@@ -192,10 +190,6 @@ def _with_keys(numbered: Iterator[tuple[int, bytes]]) -> Iterator[tuple[_Key, in
             yield (receipt["receivedAt"], receipt["id"]), number, line
         except (ValueError, KeyError, TypeError):
             raise click.ClickException(f"line {number} of the file is not what `export` writes") from None
-
-
-def _is_within(line: tuple[_Key, int, bytes], seal: Seal) -> bool:
-    return exact(seal.since) <= line[0][0] < exact(seal.until)
 
 
 def _named(seal: Seal) -> str:
