@@ -88,7 +88,7 @@ def check_url(text: str) -> str:
 
 
 def conninfo(database_url: str, settings: dict[str, str]) -> str:
-    """Return a URL with our parameters where it sets none, and PostgreSQL's settings; those in the URL win."""
+    """Return a connection string: the URL, our parameters where it sets none, and settings, of which the URL's win."""
     given = conninfo_to_dict(database_url)
     parameters = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
     parameters["client_encoding"] = "UTF8"

@@ -21,12 +21,12 @@ class IgrisHook:
 
     def __call__(self, response: Any) -> None:
         """Send an event for an attempt at a call. Of a streamed answer only the model and the status are known."""
-        if (call := _call(response)) and not call.get("stream"):
+        if (call := _call(response)) is not None and not call.get("stream"):
             response.read()
         self._send(call, response)
 
     async def asynchronous(self, response: Any) -> None:
-        if (call := _call(response)) and not call.get("stream"):
+        if (call := _call(response)) is not None and not call.get("stream"):
             await response.aread()
         self._send(call, response)
 

@@ -93,9 +93,10 @@ def read_each(source: Source, max_bytes: int, each: Sequence[Any]) -> Rows:
 def _inner_rows(outer: Any, expression: Any) -> Iterator[Any]:
     """Yield the rows of a list in a row, each with what is beside the list: its own columns come first."""
     found = expression.search(outer)
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not isinstance(outer, dict):
         raise Unreadable("the second --each finds no list in a row of the first")
-    beside = {name: value for name, value in outer.items() if name not in roots(expression)}
+    read = roots(expression)
+    beside = {name: value for name, value in outer.items() if name not in read}
     for row in found:
         yield {**beside, **row} if isinstance(row, dict) else row
 

@@ -39,8 +39,8 @@ def _with_nanoseconds_as_text(batch: Any) -> Any:
 
     columns = []
     for column in batch.columns:
-        is_fine = pyarrow.types.is_timestamp(column.type) and column.type.unit == "ns"
-        columns.append(column.cast(pyarrow.string()) if is_fine else column)
+        has_nanoseconds = pyarrow.types.is_timestamp(column.type) and column.type.unit == "ns"
+        columns.append(column.cast(pyarrow.string()) if has_nanoseconds else column)
     return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 

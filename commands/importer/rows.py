@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
@@ -45,8 +44,11 @@ class EventMaker:
         self.may_lack_columns = False
         """Set for rejects: they need not have all the columns that the options name."""
         self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
+        self._constants: dict[str, Any] = dict(self._options.constants)
         try:
-            self._event({"type": "custom", "toolName": "x", **self._options.constants}, {})
+            if "metadata" in self._constants:
+                self._constants["metadata"] = _parse_metadata(self._constants["metadata"])
+            self._event({"type": "custom", "toolName": "x", **self._constants}, {})
         except InvalidRow as error:
             raise ValueError(f"{error}") from None
 
@@ -116,7 +118,7 @@ class EventMaker:
         value = self._as_sent(value)
         fields, others = cast(FieldFinder, self._finder).find(value)
         fields, others = _with_metadata(fields, others)
-        fields.update(self._options.constants)
+        fields.update(self._constants)
         if "timestamp" not in fields and not self._options.is_dated_now:
             raise InvalidRow("timestamp: Is missing; --timestamp-now dates such rows at the time of the import")
         return self._event(fields, others)
@@ -145,8 +147,6 @@ class EventMaker:
         if type(time) is str:
             fields["timestamp"] = self._instant(time)
         metadata = fields.pop("metadata", None)
-        if type(metadata) is str:
-            metadata = _parse_metadata(metadata)
         if others:
             if metadata is None:
                 metadata = others
@@ -224,20 +224,17 @@ def _is_same(column: Any, value: Any) -> bool:
 
 def _with_metadata(fields: dict[str, Any], others: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return both with metadata that is an object or absent. Another value becomes a member of it, called metadata."""
-    metadata = fields.get("metadata")
-    if type(metadata) is str and (metadata.lstrip()[:1] == "{" or _is_json(metadata)):
-        metadata = _parse_metadata(metadata)
-    if metadata is None or type(metadata) is dict:
-        return fields, others
-    others = _merged({"metadata": metadata}, others)
-    return {name: value for name, value in fields.items() if name != "metadata"}, others
-
-
-def _is_json(text: str) -> bool:
-    with suppress(InvalidRow):
-        _parse_metadata(text)
-        return True
-    return False
+    fields = dict(fields)
+    metadata = fields.pop("metadata", None)
+    if type(metadata) is str:
+        try:
+            metadata = _parse_metadata(metadata)
+        except InvalidRow:
+            if metadata.lstrip()[:1] == "{":  # it was to be an object: else it is a text, which is kept
+                raise
+    if type(metadata) is dict:
+        return {**fields, "metadata": metadata}, others
+    return fields, others if metadata is None else _merged({"metadata": metadata}, others)
 
 
 def _parse_metadata(text: str) -> Any:
