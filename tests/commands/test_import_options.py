@@ -62,6 +62,9 @@ def test_a_second_each_names_a_list_in_the_rows_of_the_first(account: Account, t
         ("b", "log", "2026-03-19 10:00:00+00", {"model": "b"}),
         ("all models", "log", "2026-03-19 10:02:00+00", {"model": None}),
     ]
+    lists = write(tmp_path, "lists.json", '{"data": [[1]]}')
+    done = import_(account, str(lists), "--each", "data", "--each", "@")
+    assert (done.returncode, "the second --each finds no list" in done.stderr) == (1, True)
     done = import_(account, str(file), "--each", "data", "--each", "nothing", "--map", "type=start")
     assert (done.returncode, done.stderr) == (
         1,
