@@ -1,9 +1,10 @@
 """What every command needs: a connection, and errors as one line."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -11,8 +12,10 @@ import psycopg
 from flask import current_app
 from flask.cli import with_appcontext
 from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestamptzLoader
 
 import database
+from commands.output import printable
 from database import Connection
 
 
@@ -31,6 +34,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
+            raise
+        except OSError as error:
+            where = "standard output" if error.filename is None else printable(str(error.filename))
+            raise click.ClickException(f"{where}: {error.strerror}") from None
         except database.Unavailable as error:
             raise click.ClickException(": ".join(error.args)) from None
         except (NotFound, database.DataRejected, AlreadyRunning) as error:
@@ -48,6 +57,22 @@ def translate_errors() -> Iterator[None]:
         database.raise_translated(error)
 
 
+_FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
+_LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+
+class _NearestTime(TimestamptzLoader):
+    """Reads a time that Python has no value for, such as infinity, as the first or the last that it has."""
+
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            is_early = text.startswith(b"-") or text.endswith(b"BC")
+            return _FIRST_TIME if is_early else _LAST_TIME
+
+
 @contextmanager
 def connect(database_url: str, *, with_timeouts: bool = False) -> Iterator[Connection]:
     """Open a connection on which each statement is a transaction. Raises Unavailable.
@@ -57,6 +82,7 @@ def connect(database_url: str, *, with_timeouts: bool = False) -> Iterator[Conne
     settings = database.timeout_settings(database.LOCK_TIMEOUT) if with_timeouts else {}
     kind = database.TimeoutConnection if with_timeouts else psycopg.Connection
     with translate_errors(), closing(kind.connect(database.conninfo(database_url, settings), autocommit=True)) as made:
+        made.adapters.register_loader("timestamptz", _NearestTime)
         yield made
 
 

@@ -43,18 +43,13 @@ def export(org: str, file_format: str, output: str | None, **conditions: Any) ->
 
 @contextmanager
 def _output(path: str | None) -> Iterator[IO[bytes]]:
-    """Open a new file that gets its name when it is whole, or standard output. Raises ClickException."""
-    try:
-        if path is None:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
-        else:
-            with _new_file(Path(path)) as file:
-                yield file
-    except BrokenPipeError:  # whoever read it has seen enough: click ends quietly
-        raise
-    except OSError as error:
-        raise click.ClickException(f"{printable(path or 'standard output')}: {error.strerror}") from None
+    """Open a new file that gets its name when it is whole, or standard output. Raises ClickException and OSError."""
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with _new_file(Path(path)) as file:
+            yield file
 
 
 @contextmanager
@@ -62,6 +57,8 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
     if path.exists():
         raise click.ClickException(f"{printable(str(path))}: there is a file of that name; move it away")
     part = path.with_name(f"{path.name}.part")
+    if part.exists():
+        raise click.ClickException(f"{printable(str(part))}: another export writes it, or was killed; then remove it")
     with part.open("xb") as file:
         try:
             yield file

@@ -47,8 +47,11 @@ class Table:
 
     def _fixed_line(self, line: list[str]) -> str:
         rest = max(8, shutil.get_terminal_size().columns - sum(self._fixed) - 2 * len(self._fixed))
-        cells = [_fitted(cell, width) for cell, width in zip(line, [*self._fixed, rest], strict=True)]
-        return "  ".join(_colored(cell) for cell in cells).rstrip()
+        cells = [
+            _colored(_fitted(cell, width)) if column == "action" else _fitted(cell, width)
+            for column, cell, width in zip(self._columns, line, [*self._fixed, rest], strict=True)
+        ]
+        return "  ".join(cells).rstrip()
 
 
 def _cell(value: object) -> str:

@@ -1,5 +1,6 @@
 """Read the trail: which events, in the order of their receipt, each as a line that is the same wherever it is made."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ import click
 import psycopg
 
 from commands.parameters import Moment, Name
-from database import STATEMENT_TIMEOUT, Connection
+from database import STATEMENT_TIMEOUT, Connection, Unavailable
 from schemas import Event
 
 MAX_COMMIT_DELAY = timedelta(seconds=2 * STATEMENT_TIMEOUT + 4)
@@ -18,8 +19,17 @@ MAX_COMMIT_DELAY = timedelta(seconds=2 * STATEMENT_TIMEOUT + 4)
 
 
 def _utc(column: str) -> str:
-    """Return SQL for a time as ISO 8601 in UTC, always to the microsecond."""
-    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+    """Return SQL for a time as ISO 8601 in UTC, always to the microsecond.
+
+    Only who can write the table itself can store a time before Christ, which ends with ` BC`, or an infinite one.
+    """
+    in_utc = f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+    return f"""
+        CASE
+            WHEN {column} >= '0001-01-01 00:00Z' AND {column} < 'infinity' THEN {in_utc}
+            ELSE coalesce({in_utc} || ' BC', {column}::text)
+        END
+    """
 
 
 def _defused(column: str) -> str:
@@ -27,7 +37,8 @@ def _defused(column: str) -> str:
 
     An apostrophe gets one, too, so that `import` can take it away again.
     """
-    return rf"""CASE WHEN {column} ~ '^[-=+@\t\r'']' THEN '''' || {column} ELSE {column} END"""
+    formula = r"^([\t\r\n'']| *[-=+@\uFF1D\uFF0B\uFF0D\uFF20])"  # also as full-width characters
+    return f"CASE WHEN {column} ~ '{formula}' THEN '''' || {column} ELSE {column} END"
 
 
 # An event as canonical JSON: the fields that a client sends, then what the service knows of its receipt. The order of
@@ -82,6 +93,16 @@ COPY_CSV = f"""
     TO STDOUT (FORMAT csv, HEADER, ENCODING 'UTF8')
 """
 
+# The transactions that are storing events now. pg_locks shows them to every role, unlike pg_stat_activity.
+SELECT_STORING = """
+    SELECT virtualtransaction
+    FROM pg_locks
+    WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND relation = 'audit_events'::regclass
+      AND mode = 'RowExclusiveLock'
+      AND pid <> pg_backend_pid()
+"""
+
 COUNT = f"SELECT count(*) FROM audit_events WHERE {WHERE}"
 
 
@@ -111,6 +132,20 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     ):
         function = option(function)
     return function
+
+
+def await_storing(connection: Connection) -> None:
+    """Wait until the transactions that store events now have ended. Raises Unavailable if one takes too long.
+
+    A commit that waits for a standby is bound by no timeout.
+    """
+    deadline = time.monotonic() + MAX_COMMIT_DELAY.total_seconds()
+    storing = set(connection.execute(SELECT_STORING))
+    while storing:
+        if time.monotonic() > deadline:
+            raise Unavailable("a transaction that writes events takes too long; does its commit wait for a standby?")
+        time.sleep(0.05)
+        storing &= set(connection.execute(SELECT_STORING))
 
 
 def count(connection: Connection, filters: Filters) -> int:

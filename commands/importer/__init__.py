@@ -33,6 +33,9 @@ from commands.output import printable, progress
 from commands.parameters import Name, TimeZone
 from commands.quota import quota_use
 
+MAX_DIGITS = 131_072
+"""The digits that PostgreSQL can store of an integer, and that `export` can write. Python stops at 4,300 by default."""
+
 
 class Field(click.ParamType[tuple[str, str]]):
     """FIELD=..., where the field is one of an event's."""
@@ -174,6 +177,7 @@ def import_(
     back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
     up, 130 Ctrl-C.
     """
+    sys.set_int_max_str_digits(MAX_DIGITS)
     file_format = _checked_format(file, file_format, each)
     maker = _maker(sources, constants, translations, dropped, timestamp_now, zone, time_format)
     with ExitStack() as stack:
