@@ -19,6 +19,7 @@ def add_to(group: click.Group) -> None:
         records.imports,
         export.export,
         seals.seal,
+        seals.list_seals,
         verify.verify,
         prune.prune,
         settings.config,

@@ -11,9 +11,9 @@ from database import Connection
 
 @contextmanager
 def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold an advisory lock, which is a name and an organization. Raises AlreadyRunning if another process does.
+    """Hold an advisory lock, which is a name and an organization, as one process at a time can.
 
-    `wait` waits for the other process instead.
+    Raises AlreadyRunning if another process holds it, or with `wait` waits for that process.
     """
     lock = [f"igris-ingest {name}", org_id]
     if wait:
@@ -21,7 +21,7 @@ def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = Fa
     else:
         [(locked,)] = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", lock).fetchall()
         if not locked:
-            raise AlreadyRunning(f"another {name} into {org_id!r} is running")
+            raise AlreadyRunning(f"{org_id!r}: another process holds the lock `{name}`; try again when it has ended")
     try:
         yield
     finally:

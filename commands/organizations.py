@@ -12,6 +12,7 @@ from commands.output import show, sum_shown
 from commands.parameters import Name, Quota, json_option
 from commands.prune import BATCH, delete_batches
 from commands.quota import show_quota
+from commands.trail import await_storing
 from database import Connection
 
 SELECT_ORGANIZATIONS = """
@@ -80,7 +81,7 @@ def delete(org: str, yes: bool) -> None:
         if not yes:
             what = f"{there['events']} events, {there['seals']} seals and {there['keys']} keys"
             click.confirm(f"Delete the organization {org!r} with {what}?", abort=True, err=True)
-        with exclusive(connection, "import", org):
+        with exclusive(connection, "import", org), exclusive(connection, "seal", org, wait=True):
             deleted = sum_shown(there["events"], delete_organization(connection, org))
     click.echo(f"deleted the organization {org!r} and {deleted} events")
 
@@ -103,9 +104,13 @@ def create_organization(connection: Connection, org_id: str, monthly_quota: int 
 
 
 def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
-    """Delete an organization; yield how many events each batch had. Interrupted, it can be run again."""
+    """Delete an organization; yield how many events each batch had. Interrupted, it can be run again.
+
+    Raises Unavailable if a transaction that stores events does not end.
+    """
     parameters: dict[str, Any] = {"org_id": org_id, "batch": BATCH}
     connection.execute("DELETE FROM api_keys WHERE org_id = %(org_id)s", parameters)
+    await_storing(connection)  # requests that found their key before
     yield from delete_batches(connection, "true", parameters)
     while connection.execute(DELETE_IDEMPOTENCY_KEYS, parameters).rowcount:
         pass

@@ -2,37 +2,48 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from commands.base import check_organization, command, session
-from commands.output import iso, show, sum_shown
+from commands.lock import exclusive
+from commands.output import iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
 # What was received before a time. Of an organization that has seals, only whole sealed periods count.
 SELECT_PRUNABLE = """
-    SELECT e.org_id, least(%(before)s, s.until) AS before, count(*), max(e.id)
-    FROM audit_events e
-    LEFT JOIN (
-        SELECT org_id, coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until
+    WITH sealed AS (
+        SELECT
+            org_id,
+            coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until,
+            count(*) FILTER (WHERE until <= %(before)s AND pruned_at IS NULL) AS seals
         FROM seals
+        WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
         GROUP BY org_id
-    ) AS s ON s.org_id = e.org_id
-    WHERE e.received_at < least(%(before)s, s.until)
-      AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
-    GROUP BY e.org_id, s.until
-    ORDER BY e.org_id
+    ), old AS (
+        SELECT e.org_id, count(*) AS events, max(e.id) AS last_id
+        FROM audit_events e
+        LEFT JOIN sealed s ON s.org_id = e.org_id
+        WHERE e.received_at < least(%(before)s, s.until)
+          AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
+        GROUP BY e.org_id
+    )
+    SELECT org_id, least(%(before)s, s.until), coalesce(o.events, 0), coalesce(o.last_id, 0), coalesce(s.seals, 0)
+    FROM old o
+    FULL JOIN sealed s USING (org_id)
+    WHERE o.events > 0 OR s.seals > 0
+    ORDER BY org_id
 """
 
 # Before the events go, so that `verify` never finds them missing.
 MARK_SEALS = """
     UPDATE seals
     SET pruned_at = now(), pruned_by = %(command)s
-    WHERE until <= %(before)s AND pruned_at IS NULL AND (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
+    WHERE org_id = %(org_id)s AND until <= %(before)s AND pruned_at IS NULL
 """
 
 # Deletes a batch after the last one: going on by id, it does not meet again what was just deleted. The condition is SQL
@@ -85,6 +96,8 @@ class Prunable:
     """When its period ends: where there are seals, with one of them."""
     events: int
     last_id: int
+    seals: int
+    """How many that end before are not marked as pruned yet."""
 
 
 @click.command("prune")
@@ -107,32 +120,46 @@ def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
     if before > datetime.now(UTC):
         raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
     with session() as connection:
-        prunable = find_prunable(connection, before, org)
-        total = sum(each.events for each in prunable)
+        check_organization(connection, org)
+        found = find_prunable(connection, before, org)
+        events, seals = sum(each.events for each in found), sum(each.seals for each in found)
         asks = sys.stdin.isatty() and not yes
         if dry_run or asks:
-            columns = ["organization", "events"]
-            show([{"organization": each.org_id, "events": each.events} for each in prunable], columns)
+            show([asdict(each) for each in found], ["org_id", "events", "seals"])
         if dry_run:
-            click.echo(f"{total} events received before {iso(before)} would be deleted")
+            marks = f", and {seals} seals marked as pruned" if seals else ""
+            click.echo(f"{events} events received before {iso(before)} would be deleted{marks}")
             return
         if asks:
-            click.confirm(f"Delete {total} events received before {iso(before)}?", abort=True, err=True)
-        seals = {"before": before, "org_id": org, "command": f"prune --before {iso(before)}"}
-        connection.execute(MARK_SEALS, seals)
-        deleted = sum_shown(total, (count for each in prunable for count in prune_events(connection, each)))
+            marks = f", and mark {seals} seals as pruned" if seals else ""
+            click.confirm(f"Delete {events} events received before {iso(before)}{marks}?", abort=True, err=True)
+        deleted = marked = 0
+        with progress(events, "events") as show_progress:
+            for each in found:
+                with exclusive(connection, "seal", each.org_id, wait=True):
+                    for prunable in find_prunable(connection, before, each.org_id):  # `seal` may have run meanwhile
+                        marked += mark_seals(connection, prunable, f"prune --before {iso(before)}")
+                        for count in prune_events(connection, prunable):
+                            deleted += count
+                            show_progress(deleted, deleted)
         keys = prune_keys(connection, org)
-    click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys")
+    marks = f"; marked {marked} seals as pruned" if marked else ""
+    click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys{marks}")
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
-    """Return what there is to prune of all organizations, or of one. Raises NotFound."""
-    check_organization(connection, org_id)
+    """Return what there is to prune of all organizations, or of one."""
     return [Prunable(*row) for row in connection.execute(SELECT_PRUNABLE, {"before": before, "org_id": org_id})]
 
 
+def mark_seals(connection: Connection, prunable: Prunable, command: str) -> int:
+    """Mark the seals of a period as pruned by a command; return how many. `verify` does not miss their events then."""
+    parameters = {"org_id": prunable.org_id, "before": prunable.before, "command": command}
+    return connection.execute(MARK_SEALS, parameters).rowcount
+
+
 def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:
-    """Delete the events received before, batch by batch; yield how many. It can be stopped at any time.
+    """Delete the events of a period, batch by batch; yield how many. It can be stopped at any time.
 
     In the end the keys of chunks that were imported go, too, so that they can be imported again.
     """

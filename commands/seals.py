@@ -1,11 +1,11 @@
-"""`seal`: digest what was received, so that `verify` can show later that it is whole.
+"""`seal` and `seals`: digest what was received, so that `verify` can show later that it is whole; list the digests.
 
 docs/evidence.md has the definition of a seal for auditors. It needs nothing of this program.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
@@ -15,12 +15,13 @@ from psycopg.rows import class_row
 
 from commands.base import NotFound, command, server_time, session
 from commands.lock import exclusive
+from commands.output import printable
 from commands.parameters import json_option, org_option
-from commands.trail import MAX_COMMIT_DELAY, Filters, lines
+from commands.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
 from database import Connection
 
 SEALING_DELAY = 3 * MAX_COMMIT_DELAY
-"""What was received a minute ago is committed, or never will be: the timeouts end a storing transaction sooner."""
+"""What was received a minute ago is committed, or never will be, but for a commit that waits for a standby."""
 
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 """From when on the first seal of an organization covers what was received."""
@@ -107,9 +108,28 @@ def seal(org: str | None, as_json: bool) -> None:
     It prints the new seals. Keep the last one elsewhere, too: `verify --head` compares with it.
     """
     with session() as connection:
+        names = organizations(connection, org)
+        end = server_time(connection) - SEALING_DELAY
+        await_storing(connection)
+        for org_id in names:
+            for made in seal_organization(connection, org_id, end):
+                _echo(made, as_json)
+
+
+@click.command("seals")
+@org_option
+@json_option
+@command
+def list_seals(org: str | None, as_json: bool) -> None:
+    """Print all seals again, as `seal` did. JSON has the time and the command of a prune, too."""
+    with session() as connection:
         for org_id in organizations(connection, org):
-            for made in seal_organization(connection, org_id):
-                click.echo(json.dumps(made.shown()) if as_json else f"{made.seal.hex()}  {made.text()}")
+            for made in seals_of(connection, org_id):
+                _echo(made, as_json)
+
+
+def _echo(made: Seal, as_json: bool) -> None:
+    click.echo(json.dumps(made.shown()) if as_json else f"{made.seal.hex()}  {made.text()}")
 
 
 def organizations(connection: Connection, org_id: str | None) -> list[str]:
@@ -123,18 +143,26 @@ def organizations(connection: Connection, org_id: str | None) -> list[str]:
     return [org_id] if org_id else names
 
 
-def seal_organization(connection: Connection, org_id: str) -> Iterator[Seal]:
-    """Seal what an organization received, day by day; yield each seal. It can be stopped at any time."""
+def seals_of(connection: Connection, org_id: str) -> list[Seal]:
+    """Return the seals of an organization, the oldest first."""
+    return connection.cursor(row_factory=class_row(Seal)).execute(SELECT_SEALS, {"org_id": org_id}).fetchall()
+
+
+def seal_organization(connection: Connection, org_id: str, end: datetime) -> Iterator[Seal]:
+    """Seal what an organization received until `end`, day by day; yield each seal. It can be stopped at any time."""
     with exclusive(connection, "seal", org_id, wait=True):
         cursor = connection.cursor(row_factory=class_row(Seal))
         last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
         number, since, previous = (last.number, last.until, last.seal) if last else (0, BEGINNING, bytes(32))
-        end = server_time(connection) - SEALING_DELAY
+        if since > server_time(connection):
+            ahead = f"the last seal ends at {exact(since)}, which PostgreSQL's clock has not reached"
+            click.echo(f"{printable(org_id)}: nothing is sealed: {ahead}", err=True)
         days = connection.execute(SELECT_DAYS, {"org_id": org_id, "since": since, "until": end}).fetchall()
         for (day,) in days:
             number += 1
             until = min(end, datetime.combine(day, time(), UTC) + timedelta(days=1))
-            digest, events = digest_of(connection, org_id, since, until)
+            with lines(connection, Filters(org_id, since, until)) as found:
+                digest, events = digest_of(found)
             made = Seal(org_id, number, since, until, events, digest, previous)
             made.seal = made.own_digest()
             [(made.sealed_at,)] = connection.execute(INSERT_SEAL, asdict(made)).fetchall()
@@ -142,11 +170,10 @@ def seal_organization(connection: Connection, org_id: str) -> Iterator[Seal]:
             since, previous = until, made.seal
 
 
-def digest_of(connection: Connection, org_id: str, since: datetime, until: datetime) -> tuple[bytes, int]:
-    """Return the SHA-256 of what `export` writes of a period, and the number of events."""
+def digest_of(found: Iterable[bytes]) -> tuple[bytes, int]:
+    """Return the SHA-256 of the lines of events, and their number."""
     digest, events = hashlib.sha256(), 0
-    with lines(connection, Filters(org_id, since, until)) as found:
-        for line in found:
-            digest.update(line)
-            events += 1
+    for line in found:
+        digest.update(line)
+        events += 1
     return digest.digest(), events

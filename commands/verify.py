@@ -5,24 +5,20 @@ import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
-from psycopg.rows import class_row
 
 from commands.base import command, snapshot
+from commands.exported import ExportedFile
 from commands.output import printable, progress
 from commands.parameters import Moment, json_option, org_option
-from commands.seals import BEGINNING, SELECT_SEALS, Seal, digest_of, exact, organizations
+from commands.seals import BEGINNING, Seal, digest_of, exact, organizations, seals_of
 from commands.trail import Filters, count, lines
 from database import Connection
 
 NOT_WHOLE = 3
 """The exit status if anything is not as it was sealed."""
-
-MAX_DIFFERENCES = 100
-"""How many lines of an exported file are named that differ."""
 
 
 class Digest(click.ParamType[str]):
@@ -42,8 +38,8 @@ class Digest(click.ParamType[str]):
 @click.option(
     "--export",
     "exported",
-    type=click.Path(exists=True, dir_okay=False),
-    help="A file that `export` wrote: names lines.",
+    type=click.File("rb"),
+    help="A file that `export` wrote: its lines are compared, too.",
 )
 @json_option
 @command
@@ -52,7 +48,7 @@ def verify(
     since: datetime | None,
     until: datetime | None,
     head: str | None,
-    exported: str | None,
+    exported: BinaryIO | None,
     as_json: bool,
 ) -> None:
     """Compute all seals again, and say what is not as it was sealed. Exit status 3: something is not."""
@@ -73,11 +69,13 @@ def verify_organization(
     since: datetime | None = None,
     until: datetime | None = None,
     head: str | None = None,
-    exported: str | None = None,
+    exported: BinaryIO | None = None,
 ) -> dict[str, Any]:
-    """Return what `verify` reports of an organization: its seals, the head of the chain, the problems as sentences."""
-    cursor = connection.cursor(row_factory=class_row(Seal))
-    seals = cursor.execute(SELECT_SEALS, {"org_id": org_id}).fetchall()
+    """Return what `verify` reports of an organization: its seals, the head of the chain, the problems as sentences.
+
+    Raises ClickException if `exported` is no file that `export` wrote.
+    """
+    seals = seals_of(connection, org_id)
     problems = [*_broken_links(seals)]
     if head and head not in {seal.seal.hex() for seal in seals}:
         problems.append(f"no seal is {head}: the chain is another one than it was")
@@ -85,13 +83,19 @@ def verify_organization(
         problems.append(f"{older} events are older than the first seal's beginning")
     chosen = [seal for seal in seals if (not since or seal.until > since) and (not until or seal.since < until)]
     whole = done = 0
+    file = ExportedFile(exported) if exported else None
     with progress(sum(seal.events for seal in chosen), "events") as show_progress:
         for seal in chosen:
-            found = _differences(connection, seal, exported)
+            found = _differences(connection, seal, file)
             problems += found
             whole += 0 if found or seal.pruned_at else seal.events
             done += seal.events
             show_progress(done, done)
+    report: dict[str, Any] = {}
+    if file:
+        file.skip()
+        problems += file.differences()
+        report = {"linesCompared": file.compared, "linesNotCompared": file.skipped}
     last = seals[-1] if seals else None
     return {
         "organization": org_id,
@@ -101,19 +105,24 @@ def verify_organization(
         "wholeEvents": whole,
         "unsealedEvents": count(connection, Filters(org_id, since=last.until if last else None)),
         "head": last and last.seal.hex(),
+        **report,
         "problems": problems,
     }
 
 
 def _as_text(report: dict[str, Any]) -> str:
-    lines = [f"{printable(report['organization'])}: {problem}" for problem in report["problems"]]
-    state = "NOT WHOLE" if lines else "whole"
+    state = "NOT WHOLE" if report["problems"] else "whole" if report["seals"] else "nothing to verify"
     pruned = f", {report['pruned']} of them pruned until {report['prunedUntil']}" if report["pruned"] else ""
-    lines.append(
-        f"{printable(report['organization'])}: {state}; {report['seals']} seals{pruned}; {report['wholeEvents']} "
-        f"events as they were sealed, {report['unsealedEvents']} not sealed yet; head {report['head'] or '-'}"
+    compared = (
+        f"; {report['linesCompared']} lines of the file compared, {report['linesNotCompared']} not"
+        if "linesCompared" in report
+        else ""
     )
-    return "\n".join(lines)
+    summary = (
+        f"{state}; {report['seals']} seals{pruned}; {report['wholeEvents']} events as they were sealed, "
+        f"{report['unsealedEvents']} not sealed yet{compared}; head {report['head'] or '-'}"
+    )
+    return "\n".join(printable(f"{report['organization']}: {text}") for text in (*report["problems"], summary))
 
 
 def _broken_links(seals: list[Seal]) -> Iterator[str]:
@@ -135,13 +144,19 @@ def _broken_links(seals: list[Seal]) -> Iterator[str]:
         number, until, previous = seal.number, seal.until, seal.seal
 
 
-def _differences(connection: Connection, seal: Seal, exported: str | None) -> list[str]:
-    """Return what is not as it was sealed in the period of a seal."""
+def _differences(connection: Connection, seal: Seal, file: ExportedFile | None) -> list[str]:
+    """Return what is not as it was sealed in the period of a seal. Compares it with an exported file, too."""
+    period = Filters(seal.org_id, seal.since, seal.until)
     if seal.pruned_at:
-        left = count(connection, Filters(seal.org_id, seal.since, seal.until))
-        return [f"{_named(seal)} was pruned by `{seal.pruned_by}`, and {left} events are there"] if left else []
-    digest, events = digest_of(connection, seal.org_id, seal.since, seal.until)
-    if digest == seal.digest and events == seal.events:
+        left = count(connection, period)
+        pruned = f"{_named(seal)} was pruned by `{seal.pruned_by}`, and {left} events are there"
+        return [f"{pruned}: run that again if it was interrupted"] if left else []
+    with lines(connection, period) as found:
+        digest, events = digest_of(file.beside(found, exact(seal.since), exact(seal.until)) if file else found)
+    is_whole = digest == seal.digest and events == seal.events
+    if file:
+        file.end_period(is_whole=is_whole)
+    if is_whole:
         return []
     if events < seal.events:
         what = f"{seal.events - events} of {seal.events} events are missing"
@@ -149,47 +164,7 @@ def _differences(connection: Connection, seal: Seal, exported: str | None) -> li
         what = f"{events - seal.events} events were added to {seal.events}"
     else:
         what = f"{seal.events} events are not what they were"
-    found = [f"{_named(seal)}: {what}"]
-    if exported:
-        differences = list(_compared(connection, seal, exported))  # all of them: COPY has to be read to its end
-        found += [f"{_named(seal)}: {difference}" for difference in differences[:MAX_DIFFERENCES]]
-        if len(differences) > MAX_DIFFERENCES:
-            found.append(f"{_named(seal)}: {len(differences) - MAX_DIFFERENCES} more lines differ")
-    return found
-
-
-def _compared(connection: Connection, seal: Seal, exported: str) -> Iterator[str]:
-    """Yield how a period differs from an exported file, by its lines. Raises ClickException if it is no such file."""
-    period = Filters(seal.org_id, seal.since, seal.until)
-    with lines(connection, period) as found, Path(exported).open("rb") as file:
-        here = _with_keys(enumerate(found, 1))
-        begin, end = exact(seal.since), exact(seal.until)
-        there = (each for each in _with_keys(enumerate(file, 1)) if begin <= each[0][0] < end)
-        ours, theirs = next(here, None), next(there, None)
-        while ours or theirs:
-            if theirs and (not ours or theirs[0] < ours[0]):
-                yield f"line {theirs[1]} of the file is missing in the trail"
-                theirs = next(there, None)
-            elif ours and (not theirs or ours[0] < theirs[0]):
-                yield f"event {ours[0][1]} is not in the file"
-                ours = next(here, None)
-            elif ours and theirs:
-                if ours[2] != theirs[2]:
-                    yield f"line {theirs[1]} of the file is another one in the trail"
-                ours, theirs = next(here, None), next(there, None)
-
-
-_Key = tuple[str, int]
-
-
-def _with_keys(numbered: Iterator[tuple[int, bytes]]) -> Iterator[tuple[_Key, int, bytes]]:
-    """Yield each line with what it is sorted by, and its number."""
-    for number, line in numbered:
-        try:
-            receipt = json.loads(line)["receipt"]
-            yield (receipt["receivedAt"], receipt["id"]), number, line
-        except (ValueError, KeyError, TypeError):
-            raise click.ClickException(f"line {number} of the file is not what `export` writes") from None
+    return [f"{_named(seal)}: {what}"]
 
 
 def _named(seal: Seal) -> str:

@@ -205,20 +205,27 @@ def undo(import_id: int, yes: bool, sealed: bool) -> None:
         [values] = found
         if values["undone_at"] and connection.execute(SELECT_UNDONE_IN_PART, values).fetchone() == (None,):
             raise click.ClickException(f"import {import_id} is undone already")
-        [(number,)] = connection.execute(SELECT_SEAL, values).fetchall()
-        if number and not sealed:
-            raise click.ClickException(
-                f"seal {number} covers events of import {import_id}: `verify` would find them missing from then on; "
-                "--sealed deletes them all the same"
-            )
+        check_unsealed(connection, values, sealed)
         question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
         if not yes:
             click.confirm(question, abort=True, err=True)
-        with exclusive(connection, "import", values["org_id"]):
+        org_id = values["org_id"]
+        with exclusive(connection, "import", org_id), exclusive(connection, "seal", org_id, wait=True):
+            check_unsealed(connection, values, sealed)  # `seal` may have run meanwhile
             if values["ended_at"] is None:
                 [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
             deleted = sum_shown(values["stored"], undo_import(connection, values))
     click.echo(f"deleted {deleted} events of import {import_id}")
+
+
+def check_unsealed(connection: Connection, values: dict[str, Any], sealed: bool) -> None:
+    """Raise ClickException if a seal covers events of an import, unless `sealed` ones may be deleted."""
+    [(number,)] = connection.execute(SELECT_SEAL, values).fetchall()
+    if number and not sealed:
+        raise click.ClickException(
+            f"seal {number} covers events of import {values['id']}: `verify` would find them missing from then on; "
+            "--sealed deletes them all the same"
+        )
 
 
 def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from commands.lock import exclusive
 from commands.trail import LINE, Filters, lines
-from dev.service import FLASK, ROOT, Service, at_once, set_up
+from dev.service import FLASK, ROOT, Service, at_once, set_up, wait_for
 from schemas import Event
 from tests.support import Account, command
 
@@ -132,7 +134,7 @@ def test_what_is_exported_is_imported_as_what_was_sent(
 
 
 def test_csv_runs_nothing_in_a_spreadsheet(account: Account, tmp_path: Path) -> None:
-    names = ["=1", "+1", "-1", "@1", "\t=1", "\r=1", "'=1", "1=1"]
+    names = ["=1", "+1", "-1", "@1", "\t=1", "\r=1", "\n=1", "  =1", "\uff1d1", "'=1", "1=1"]
     account.post([{"type": "custom", "toolName": name} for name in names])
     rows = list(csv.DictReader(io.StringIO(export(account, tmp_path, "--format", "csv").decode(), newline="")))
     assert [row["toolName"] for row in rows] == [*(f"'{name}" for name in names[:-1]), "1=1"]
@@ -163,19 +165,24 @@ def test_an_export_gets_its_name_when_it_is_whole(account: Account, tmp_path: Pa
     assert (done.returncode, file.read_text()) == (1, "mine")
     done = run(account, "export", "--org", "nobody", "--output", str(tmp_path / "b"))
     assert (done.returncode, sorted(path.name for path in tmp_path.iterdir())) == (1, ["trail.ndjson"])
+    (tmp_path / "c.part").touch()
+    done = run(account, "export", "--org", account.org_id, "--output", str(tmp_path / "c"))
+    assert "c.part: another export writes it, or was killed; then remove it" in done.stderr
 
 
 def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
     account.post([ODD[0]] * 3000)
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
-    for path, status, said in (
-        ("/dev/full", 1, "Error: standard output: No space left on device\n"),
-        ("/dev/null", 0, ""),
+    for path, name, status, said in (
+        ("/dev/full", "export", 1, "Error: standard output: No space left on device\n"),
+        ("/dev/full", "events", 1, "Error: standard output: No space left on device\n"),
+        ("/dev/full", "verify", 1, "Error: standard output: No space left on device\n"),
+        ("/dev/null", "export", 0, "exported 3000 events\n"),
     ):
         with Path(path).open("wb") as output:
-            arguments = [*FLASK, "export", "--org", account.org_id]
+            arguments = [*FLASK, name, "--org", account.org_id]
             done = subprocess.run(arguments, env=environ, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-        assert (done.returncode, done.stderr) == (status, said or "exported 3000 events\n")
+        assert (done.returncode, done.stderr) == (status, said)
     piped = f"{' '.join(FLASK)} export --org {account.org_id} | head -1"
     done = subprocess.run(["sh", "-c", piped], env=environ, capture_output=True, text=True, check=False)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
@@ -243,6 +250,14 @@ def test_several_at_once_seal_everything_once(account: Account) -> None:
 
 
 CHANGES = {
+    "the era of a timestamp": """
+        UPDATE audit_events
+        SET "timestamp" = ("timestamp"::text || ' BC')::timestamptz
+        WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'
+    """,
+    "a timestamp is infinite": """
+        UPDATE audit_events SET "timestamp" = 'infinity' WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'
+    """,
     "a digit of metadata": """
         UPDATE audit_events SET metadata = '{"n": 7}' WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'
     """,
@@ -270,6 +285,8 @@ CHANGES = {
     """,
 }
 FOUND = {
+    "the era of a timestamp": ["seal 2 (PERIOD): 3 events are not what they were"],
+    "a timestamp is infinite": ["seal 2 (PERIOD): 3 events are not what they were"],
     "a digit of metadata": ["seal 2 (PERIOD): 3 events are not what they were"],
     "a row is gone": ["seal 2 (PERIOD): 1 of 3 events are missing"],
     "a row is added": ["seal 2 (PERIOD): 1 events were added to 3"],
@@ -279,7 +296,7 @@ FOUND = {
     "a seal is gone": ["seal 2 is missing"],
     "a seal in between is marked as pruned": [
         "seal 2 (PERIOD) is marked as pruned, and the one before it is not",
-        "seal 2 (PERIOD) was pruned by `None`, and 3 events are there",
+        "seal 2 (PERIOD) was pruned by `None`, and 3 events are there: run that again if it was interrupted",
     ],
 }
 PERIOD = "2026-03-02T00:00:00.000000Z to 2026-03-03T00:00:00.000000Z"
@@ -323,7 +340,8 @@ def test_with_an_exported_file_the_lines_are_named(sealed: Account, tmp_path: Pa
     change(sealed, CHANGES[name])
     newest = sealed.execute("SELECT max(id) FROM audit_events WHERE org_id = %s", sealed.org_id)[0][0]
     _, report = verify(sealed, "--export", str(tmp_path / "trail.ndjson"))
-    assert report["problems"][1:] == [f"seal 2 ({PERIOD}): {difference.replace('ID', str(newest))}"]
+    assert report["problems"][1:] == [difference.replace("ID", str(newest))]
+    assert (report["linesCompared"], report["linesNotCompared"]) == (9, 0)
     (tmp_path / "other").write_text("{}\n")
     done = run(sealed, "verify", "--org", sealed.org_id, "--export", str(tmp_path / "other"))
     assert (done.returncode, "line 1 of the file is not what `export` writes" in done.stderr) == (1, True)
@@ -343,6 +361,156 @@ def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_a_head_that_was_kept(
     assert run(sealed, "verify", "--head", "x" * 64, "--org", sealed.org_id).returncode == 2
 
 
+def test_a_file_that_was_changed_is_found_also_if_the_trail_is_whole(sealed: Account, tmp_path: Path) -> None:
+    file = ["--export", str(tmp_path / "trail.ndjson")]
+    lines = export(sealed, tmp_path).splitlines(keepends=True)
+    assert verify(sealed, *file)[0] == 0
+    for changed, differences in (
+        (
+            [*lines[:4], lines[4].replace(b'"log"', b'"deny"'), *lines[5:]],
+            ["line 5 of the file is another one in the trail"],
+        ),
+        (
+            [*lines[:1], lines[0].replace(b'"id": ', b'"id": 9'), *lines[2:]],
+            ["line 2 of the file is missing in the trail"],
+        ),
+        (lines[2:7], []),  # an export of some events
+        ([lines[0]] * 200, ["line 2 of the file is missing in the trail", "99 more lines differ"]),
+    ):
+        (tmp_path / "trail.ndjson").write_bytes(b"".join(changed))
+        status, report = verify(sealed, *file)
+        assert (status, report["problems"][:1] + report["problems"][100:]) == (3 if differences else 0, differences)
+        assert (report["linesCompared"], report["linesNotCompared"]) == (len(changed), 0)
+    assert verify(sealed, *file, "--since", "2026-03-02")[1]["linesNotCompared"] == 200
+
+
+def test_a_number_of_any_length_is_exported_verified_and_imported(
+    account: Account, new_account: Callable[..., Account], tmp_path: Path
+) -> None:
+    account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e5000}}')
+    account.execute("UPDATE audit_events SET received_at = '2026-03-01' WHERE org_id = %s", account.org_id)
+    seals(account)
+    export(account, tmp_path)
+    assert verify(account, "--export", str(tmp_path / "trail.ndjson"))[0] == 0
+    other = new_account()
+    done = run(other, "import", str(tmp_path / "trail.ndjson"), "--org", other.org_id)
+    assert done.stdout == "read 1, stored 1, already stored 0, rejected 0\n", done.stdout
+    assert other.rows("metadata::text") == account.rows("metadata::text")
+
+
+def test_one_spoilt_row_does_not_stop_the_others(sealed: Account, new_account: Callable[..., Account]) -> None:
+    other = new_account()
+    receive(other, "2026-03-01T10:00:00Z")
+    for column, moment in (("until", "infinity"), ("sealed_at", "0044-03-15 BC")):
+        sealed.execute(f"UPDATE seals SET {column} = '{moment}' WHERE org_id = %s AND number = 3", sealed.org_id)
+    sealed.execute("UPDATE audit_events SET \"timestamp\" = '-infinity' WHERE org_id = %s", sealed.org_id)
+    done = run(sealed, "seal")
+    assert (done.returncode, f"{sealed.org_id}: nothing is sealed: the last seal ends at 9999" in done.stderr) == (
+        0,
+        True,
+    )
+    assert verify(other)[1]["seals"] == 1
+    assert (
+        "seal 3 (2026-03-03T00:00:00.000000Z to 9999-12-31T23:59:59.999999Z) was changed itself"
+        in verify(sealed)[1]["problems"]
+    )
+    assert run(sealed, "events", "--org", sealed.org_id).stdout.count("\n") == 10
+    sealed.execute("DELETE FROM seals WHERE org_id = %s", sealed.org_id)
+
+
+def test_seals_are_printed_again_as_seal_did(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
+    unsealed = run(account, "verify", "--org", account.org_id)
+    assert f"{account.org_id}: nothing to verify; 0 seals" in unsealed.stdout
+    printed = run(account, "seal", "--org", account.org_id).stdout
+    assert printed.count("\n") == 2
+    assert run(account, "seals", "--org", account.org_id).stdout == printed
+    [first, _] = run(account, "seals", "--org", account.org_id, "--json").stdout.splitlines()
+    assert json.loads(first)["number"] == 1
+
+
+# other transactions, and other commands
+
+
+INSERT_LATE = """
+    INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+    VALUES (%s, 'custom', 'late', 'log', now(), '{}', now() - interval '2 minutes')
+"""
+
+
+def start(account: Account, *arguments: str) -> subprocess.Popen[str]:
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url}
+    return subprocess.Popen(
+        [*FLASK, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("arguments", [["seal", "--org"], ["organizations", "delete", "--yes"]])
+def test_a_transaction_that_is_storing_is_waited_for(account: Account, arguments: list[str]) -> None:
+    receive(account, "2026-03-01T10:00:00Z")
+    with psycopg.connect(account.service.database_url) as late:
+        late.execute(INSERT_LATE, [account.org_id])
+        process = start(account, *arguments, account.org_id)
+        is_waiting = "SELECT FROM pg_stat_activity WHERE query LIKE '%%FROM pg_locks%%' AND pid <> pg_backend_pid()"
+        wait_for(lambda: account.execute(is_waiting))
+        late.commit()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    if "seal" in arguments:
+        assert verify(account)[1]["wholeEvents"] == 4
+    else:
+        assert account.count() == 0
+
+
+def undo(account: Account, folder: Path) -> list[str]:
+    (folder / "a.ndjson").write_text(json.dumps(ODD[0]))
+    assert run(account, "import", str(folder / "a.ndjson"), "--org", account.org_id).returncode == 0
+    [[import_id]] = account.execute("SELECT id FROM imports WHERE org_id = %s", account.org_id)
+    return ["imports", "undo", "--yes", str(import_id)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda account, _: ["organizations", "delete", "--yes", account.org_id],
+        lambda account, _: ["prune", "--yes", "--before", "1d", "--org", account.org_id],
+        undo,
+    ],
+)
+def test_nothing_is_deleted_while_it_is_sealed(
+    account: Account, arguments: Callable[[Account, Path], list[str]], tmp_path: Path
+) -> None:
+    receive(account, "2026-03-01T10:00:00Z")
+    command = arguments(account, tmp_path)
+    before = account.count()
+    with psycopg.connect(account.service.database_url) as connection, exclusive(connection, "seal", account.org_id):
+        process = start(account, *command)
+        wait_for(lambda: account.execute("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+        assert account.count() == before
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert account.count() < before
+
+
+def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_seals(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
+    terminal, end = pty.openpty()
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url}
+    command = [*FLASK, "prune", "--org", account.org_id, "--before", "2026-03-02T12:00Z"]
+    process = subprocess.Popen(command, env=environ, stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(end)
+    assert process.stderr
+    assert process.stderr.read(1)  # it asks
+    seals(account)
+    os.write(terminal, b"y\n")
+    shown, _ = process.communicate(timeout=30)
+    os.close(terminal)
+    assert b"deleted 3 events received before 2026-03-02T12:00:00Z, and 0 expired" in shown
+    assert b"marked 1 seals as pruned" in shown
+    status, report = verify(account)
+    assert (status, report["pruned"], report["wholeEvents"]) == (0, 1, 3)
+
+
 def test_the_commands_of_the_page_work_as_they_stand(
     create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -360,16 +528,17 @@ def test_the_commands_of_the_page_work_as_they_stand(
         command = ["sh", "-ec", text]
         return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True).stdout
 
-    blocks = re.findall(r"^```\n(.+?)\n```", page, re.MULTILINE | re.DOTALL)
-    sealing, _, _, checking, exporting, verifying, keeping = blocks
+    blocks = re.findall(r"^```(\w*)\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
+    sealing, _, _, checking, exporting, verifying, keeping = [block for language, block in blocks if not language]
     seal, line = shell(sealing).rstrip("\n").split("  ")
     names = ("SINCE", "UNTIL", "EVENTS", "DIGEST", "PREVIOUS")
     values = dict(zip(names, line.split()[1:-1], strict=True)) | {"SEAL": seal}
     shell(exporting)
     digests = [text.split()[0] for text in shell(checking).splitlines()]
     assert digests == [values["DIGEST"], seal]
-    assert "acme: whole; 1 seals; 3 events" in shell(verifying)
-    assert seal in shell(keeping.splitlines()[0].partition("|")[0])
+    assert shell(verifying).count("acme: whole; 1 seals; 3 events") == 3
+    shell(keeping.splitlines()[0])
+    assert seal in (tmp_path / "heads.ndjson").read_text()
 
 
 # prune and undo
@@ -391,7 +560,8 @@ def test_pruning_keeps_to_whole_seals_and_marks_them(sealed: Account) -> None:
     assert (verify(sealed)[0], sealed.count()) == (0, 3)
     change(sealed, CHANGES["a row is added"])
     assert verify(sealed)[1]["problems"] == [
-        f"seal 2 ({PERIOD}) was pruned by `prune --before 2026-03-03T00:00:00Z`, and 1 events are there"
+        f"seal 2 ({PERIOD}) was pruned by `prune --before 2026-03-03T00:00:00Z`, and 1 events are there: "
+        "run that again if it was interrupted"
     ]
 
 
