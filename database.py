@@ -4,6 +4,7 @@ import logging
 import re
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -123,6 +124,7 @@ class Database:
         self._prepare_threshold = 0 if prepare else None
         self._idle: list[Connection] = []
         self._is_away = False
+        self._last_answer = 0.0
         self._attempt = threading.Lock()
 
     def close(self) -> None:
@@ -142,17 +144,22 @@ class Database:
         if is_attempt and not self._is_away:  # it has come back meanwhile
             self._attempt.release()
             is_attempt = False
+        began = time.monotonic()
         try:
             connection = self._take()
             try:
                 yield connection
             finally:
                 self._idle.append(connection)
-                if self._is_away and not connection.closed:  # it has answered, if only to refuse something
-                    self._is_away = False
-                    log.warning("PostgreSQL is back")
+                if not connection.closed:  # it has answered, if only to refuse something
+                    self._last_answer = time.monotonic()
+                    if self._is_away:
+                        self._is_away = False
+                        log.warning("PostgreSQL is back")
         except psycopg.Error as error:
-            self._is_away = self._is_away or isinstance(error, psycopg.errors._WaitTimeout)
+            # on Citus one statement can hang with a worker while others are answered
+            if isinstance(error, psycopg.errors._WaitTimeout) and self._last_answer < began:
+                self._is_away = True
             raise_translated(error)
         finally:
             if is_attempt:
