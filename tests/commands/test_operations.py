@@ -20,6 +20,7 @@ from commands.prune import BATCH, find_prunable, prune_events
 from commands.trail import Filters
 from database import Connection
 from dev.service import EVENT, FLASK, ROOT, Service, at_once, set_up, wait_for
+from storage import SCHEMA_VERSION
 from tests.support import Account, flask
 
 
@@ -281,34 +282,47 @@ def catalog(url: str) -> Any:
         ]
 
 
+ROWS = """
+    INSERT INTO organizations VALUES ('acme', 10);
+    INSERT INTO api_keys (org_id, key_hash, prefix) VALUES ('acme', sha256('ig_key'), 'ig_key');
+    INSERT INTO audit_events (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
+    VALUES ('acme', 1, 'custom', 'old', 'log', '2026-01-01', '{"n": 1.10}', '2026-01-01');
+    INSERT INTO monthly_usage VALUES ('acme', date_trunc('month', now() AT TIME ZONE 'UTC'), 0, 1, 10);
+    INSERT INTO idempotency_keys VALUES ('acme', 'a', '\\x00', 1, 9, now() + interval '1 day');
+"""
+
+
 @pytest.fixture
-def first_release(create_database: Callable[[], str]) -> str:
-    """A database of the first release, with rows in it."""
-    url = create_database()
-    with psycopg.connect(url) as connection:
-        connection.execute((ROOT / "tests/schema_1.sql").read_bytes())
-        connection.execute("""
-            INSERT INTO schema_version VALUES (1);
-            INSERT INTO organizations VALUES ('acme', 10);
-            INSERT INTO api_keys (org_id, key_hash, prefix) VALUES ('acme', sha256('ig_key'), 'ig_key');
-            INSERT INTO audit_events (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
-            VALUES ('acme', 1, 'custom', 'old', 'log', '2026-01-01', '{"n": 1.10}', '2026-01-01');
-            INSERT INTO monthly_usage VALUES ('acme', date_trunc('month', now() AT TIME ZONE 'UTC'), 0, 1, 10);
-            INSERT INTO idempotency_keys VALUES ('acme', 'a', '\\x00', 1, 9, now() + interval '1 day');
-        """)
-    return url
+def create_older(create_database: Callable[[], str]) -> Callable[[int], str]:
+    """Makes a database with the schema of a version, and rows in it. 5 is that of the release 1.0.0."""
+
+    def create(version: int) -> str:
+        url = create_database()
+        with psycopg.connect(url) as connection:
+            connection.execute((ROOT / f"tests/schema_{version}.sql").read_bytes())
+            connection.execute("INSERT INTO schema_version VALUES (%s)", [version])
+            connection.execute(ROWS)
+        return url
+
+    return create
 
 
+@pytest.mark.parametrize("version", [1, 5])
 def test_an_older_schema_is_upgraded_with_its_rows(
-    first_release: str, create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
+    create_older: Callable[[int], str],
+    create_schema: Callable[[], str],
+    start_service: Callable[..., Service],
+    tmp_path: Path,
+    version: int,
 ) -> None:
-    service = start_service(first_release)
-    assert service.get("/readyz").status == 503
-    for done in at_once(4, lambda _: flask("init-db", database_url=first_release)):
+    url = create_older(version)
+    service = start_service(url)
+    assert service.get("/readyz").status == (200 if version == SCHEMA_VERSION else 503)
+    for done in at_once(4, lambda _: flask("init-db", database_url=url)):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "the schema is ready\n")
-    assert catalog(first_release) == catalog(create_schema())
+    assert catalog(url) == catalog(create_schema())
     assert service.get("/readyz").status == 200
-    account = Account(service, "acme", set_up(first_release, "acme", None))
+    account = Account(service, "acme", set_up(url, "acme", None))
     assert account.post(EVENT).json["meta"] == {"remainingQuota": 8}
     file = tmp_path / "a.ndjson"
     file.write_text(json.dumps(EVENT))
@@ -329,9 +343,10 @@ def test_a_newer_schema_is_refused(create_schema: Callable[[], str]) -> None:
     assert catalog(url) == before
 
 
-def test_an_upgrade_does_not_wait_behind_a_long_transaction(first_release: str) -> None:
-    with psycopg.connect(first_release) as reader:
+def test_an_upgrade_does_not_wait_behind_a_long_transaction(create_older: Callable[[int], str]) -> None:
+    url = create_older(1)
+    with psycopg.connect(url) as reader:
         reader.execute("SELECT * FROM audit_events")
-        done = flask("init-db", database_url=first_release)
+        done = flask("init-db", database_url=url)
         assert (done.returncode, done.stderr[:30]) == (1, "Error: PostgreSQL took too long"[:30])
-    wait_for(lambda: flask("init-db", database_url=first_release).returncode == 0)
+    wait_for(lambda: flask("init-db", database_url=url).returncode == 0)
