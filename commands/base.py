@@ -104,7 +104,16 @@ def snapshot() -> Iterator[Connection]:
     with session() as connection:
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
+            lock_partitions(connection)
             yield connection
+
+
+def lock_partitions(connection: Connection) -> None:
+    """Keep events from being moved to another partition until the transaction ends.
+
+    Has to be its first statement: one that sees an older state, and waits for the move, finds the events nowhere.
+    """
+    connection.execute("LOCK TABLE audit_events IN ACCESS SHARE MODE")
 
 
 def server_time(connection: Connection) -> datetime:

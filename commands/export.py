@@ -54,7 +54,7 @@ def _output(path: str | None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise click.ClickException(f"{printable(str(path))}: there is a file of that name; move it away")
     part = path.with_name(f"{path.name}.part")
     if part.exists():

@@ -10,11 +10,14 @@ import click
 MAX_DIFFERENCES = 100
 """How many differences are named."""
 
-MAX_LINE = 2**26
+MAX_LINE = 2**28
 """The bytes that are read as one line. No event's line is as long."""
 
-# The receipt is the end of a line. Within a string nothing looks like it, since quotes are escaped there.
-_RECEIPT = re.compile(rb'.*, "receipt": \{"id": (\d{1,19}), .*, "receivedAt": "([^"]+)"\}\}\n', re.DOTALL)
+_RECEIPT_BEGINS = b', "receipt": {"id": '  # nothing in a string looks like it: there, quotes are escaped
+_RECEIPT = re.compile(
+    rb', "receipt": \{"id": (\d{1,19}), "organization": "[^\n]*", "apiKeyId": (?:\d{1,19}|null), '
+    rb'"source": "\w+", "receivedAt": "(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"\}\}\n'
+)
 
 _Key = tuple[str, int]
 """What lines are ordered by: the time of receipt, and the id."""
@@ -27,24 +30,26 @@ class ExportedFile:
     """A file that `export` wrote. It is read once, period by period."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Raises ClickException at a line that `export` does not write, as the methods do."""
+        """Raises ClickException at a line that is not as `export` writes it, as the methods do."""
         self.compared = 0
         """How many lines were compared with the trail."""
         self.skipped = 0
         """How many were not: they are of no period that was asked for."""
         self._lines = enumerate(iter(partial(file.readline, MAX_LINE), b""), 1)
-        self._absent: list[int] = []
+        self._absent = 0
+        self._first_absent = 0
         self._differences: list[str] = []
         self._unnamed = 0
+        self._key: _Key = ("", 0)
         self._next()
 
-    def beside(self, found: Iterable[bytes], begin: str, end: str) -> Iterator[bytes]:
+    def beside(self, found: Iterable[bytes], begin: str, end: str | None = None) -> Iterator[bytes]:
         """Yield the lines of a period of the trail, and compare those of the file with them.
 
-        `begin` and `end` are times as lines have them. Periods have to come in their order.
+        `begin` and `end` are times as lines have them; None is no end. Periods have to come in their order.
         """
         self.skip(begin)
-        self._absent.clear()
+        self._absent = 0
         for line in found:
             yield line
             key = self._key if line == self._line else _key(line) or _END
@@ -53,18 +58,24 @@ class ExportedFile:
                 if line != self._line:
                     self._differ(f"line {self._number} of the file is another one in the trail")
                 self._pass()
-            elif len(self._absent) <= MAX_DIFFERENCES:
-                self._absent.append(key[1])
-        self._compare_before((end, 0))
+            else:
+                self._first_absent = self._first_absent if self._absent else key[1]
+                self._absent += 1
+        self._compare_before(_END if end is None else (end, 0))
+
+    def compare(self, found: Iterable[bytes], begin: str, end: str | None = None) -> None:
+        """Compare the file with a period of the trail, as `beside` does. It may lack some of the events."""
+        for _ in self.beside(found, begin, end):
+            pass
 
     def end_period(self, *, is_whole: bool) -> None:
         """End the period. If it is whole, the file needs not have all its events: it may be an export of some."""
-        for event_id in [] if is_whole else self._absent:
-            self._differ(f"event {event_id} is not in the file")
+        if self._absent and not is_whole:
+            self._differ(f"{self._absent} events are not in the file, the first of them is event {self._first_absent}")
 
     def skip(self, until: str | None = None) -> None:
         """Pass over the lines that were received before a time, or all that are left."""
-        while self._key < ((until, 0) if until else _END):
+        while self._key < (_END if until is None else (until, 0)):
             self.skipped += 1
             self._next()
 
@@ -88,13 +99,16 @@ class ExportedFile:
             self._unnamed += 1
 
     def _next(self) -> None:
+        before = self._key
         self._number, self._line = next(self._lines, (0, b""))
         key = _key(self._line) if self._line else _END
         if key is None:
             raise click.ClickException(f"line {self._number} of the file is not what `export` writes")
+        if key <= before:
+            raise click.ClickException(f"line {self._number} of the file is not in the order that `export` writes")
         self._key = key
 
 
 def _key(line: bytes) -> _Key | None:
-    found = _RECEIPT.fullmatch(line)
-    return (found[2].decode("ascii", "replace"), int(found[1])) if found else None
+    found = _RECEIPT.fullmatch(line, max(0, line.rfind(_RECEIPT_BEGINS)))
+    return (found[2].decode(), int(found[1])) if found else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import click
 import psycopg
 
 from commands.base import AlreadyRunning
@@ -16,12 +17,13 @@ def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = Fa
     Raises AlreadyRunning if another process holds it, or with `wait` waits for that process.
     """
     lock = [f"igris-ingest {name}", org_id]
-    if wait:
+    [(locked,)] = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", lock).fetchall()
+    if not locked:
+        holder = f"{org_id!r}: another process holds the lock `{name}`"
+        if not wait:
+            raise AlreadyRunning(f"{holder}; try again when it has ended")
+        click.echo(f"{holder}: waiting", err=True)
         connection.execute("SELECT pg_advisory_lock(hashtext(%s), hashtext(%s))", lock)
-    else:
-        [(locked,)] = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", lock).fetchall()
-        if not locked:
-            raise AlreadyRunning(f"{org_id!r}: another process holds the lock `{name}`; try again when it has ended")
     try:
         yield
     finally:

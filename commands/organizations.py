@@ -35,7 +35,7 @@ COUNTS = """
 DELETE_IDEMPOTENCY_KEYS = """
     DELETE FROM idempotency_keys
     WHERE org_id = %(org_id)s
-      AND key IN (SELECT key FROM idempotency_keys WHERE org_id = %(org_id)s LIMIT %(batch)s)
+      AND key = ANY (ARRAY(SELECT key FROM idempotency_keys WHERE org_id = %(org_id)s LIMIT %(batch)s))
 """
 
 

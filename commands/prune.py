@@ -51,13 +51,13 @@ MARK_SEALS = """
 DELETE_EVENTS = """
     DELETE FROM audit_events
     WHERE org_id = %(org_id)s
-      AND id IN (
+      AND id = ANY (ARRAY(  -- IN can run the subquery again for each row
           SELECT id
           FROM audit_events
           WHERE org_id = %(org_id)s AND id > %(after)s AND {condition}
           ORDER BY id
           LIMIT %(batch)s
-      )
+      ))
     RETURNING id
 """
 
@@ -71,13 +71,13 @@ DELETE_EXPIRED_KEYS = """
     WITH deleted AS (
         DELETE FROM idempotency_keys
         WHERE org_id = %(org_id)s
-          AND key IN (
+          AND key = ANY (ARRAY(
               SELECT key
               FROM idempotency_keys
               WHERE org_id = %(org_id)s AND key > %(after)s AND expires_at <= now()
               ORDER BY key
               LIMIT %(batch)s
-          )
+          ))
         RETURNING key
     )
     SELECT count(*), max(key) FROM deleted

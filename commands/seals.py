@@ -13,7 +13,7 @@ from typing import Any
 import click
 from psycopg.rows import class_row
 
-from commands.base import NotFound, command, server_time, session
+from commands.base import NotFound, command, lock_partitions, server_time, session
 from commands.lock import exclusive
 from commands.output import printable
 from commands.parameters import json_option, org_option
@@ -129,7 +129,7 @@ def list_seals(org: str | None, as_json: bool) -> None:
 
 
 def _echo(made: Seal, as_json: bool) -> None:
-    click.echo(json.dumps(made.shown()) if as_json else f"{made.seal.hex()}  {made.text()}")
+    click.echo(json.dumps(made.shown()) if as_json else printable(f"{made.seal.hex()}  {made.text()}"))
 
 
 def organizations(connection: Connection, org_id: str | None) -> list[str]:
@@ -150,24 +150,41 @@ def seals_of(connection: Connection, org_id: str) -> list[Seal]:
 
 def seal_organization(connection: Connection, org_id: str, end: datetime) -> Iterator[Seal]:
     """Seal what an organization received until `end`, day by day; yield each seal. It can be stopped at any time."""
-    with exclusive(connection, "seal", org_id, wait=True):
-        cursor = connection.cursor(row_factory=class_row(Seal))
-        last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
-        number, since, previous = (last.number, last.until, last.seal) if last else (0, BEGINNING, bytes(32))
-        if since > server_time(connection):
-            ahead = f"the last seal ends at {exact(since)}, which PostgreSQL's clock has not reached"
-            click.echo(f"{printable(org_id)}: nothing is sealed: {ahead}", err=True)
-        days = connection.execute(SELECT_DAYS, {"org_id": org_id, "since": since, "until": end}).fetchall()
-        for (day,) in days:
-            number += 1
-            until = min(end, datetime.combine(day, time(), UTC) + timedelta(days=1))
-            with lines(connection, Filters(org_id, since, until)) as found:
-                digest, events = digest_of(found)
-            made = Seal(org_id, number, since, until, events, digest, previous)
-            made.seal = made.own_digest()
-            [(made.sealed_at,)] = connection.execute(INSERT_SEAL, asdict(made)).fetchall()
+    last = _last_seal(connection, org_id)
+    if last.until > server_time(connection):
+        ahead = f"the last seal ends at {exact(last.until)}, which PostgreSQL's clock has not reached"
+        click.echo(f"{printable(org_id)}: nothing is sealed: {ahead}", err=True)
+    with connection.transaction():
+        lock_partitions(connection)
+        period = {"org_id": org_id, "since": last.until, "until": end}
+        days = connection.execute(SELECT_DAYS, period).fetchall()
+    for (day,) in days:
+        until = min(end, datetime.combine(day, time(), UTC) + timedelta(days=1))
+        with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
+            lock_partitions(connection)
+            made = _seal_until(connection, org_id, until)
+        if made:
             yield made
-            since, previous = until, made.seal
+
+
+def _seal_until(connection: Connection, org_id: str, until: datetime) -> Seal | None:
+    """Seal what was received between the last seal and a time. Return None if that is nothing."""
+    last = _last_seal(connection, org_id)
+    with lines(connection, Filters(org_id, last.until, until)) as found:
+        digest, events = digest_of(found)
+    if not events:
+        return None
+    made = Seal(org_id, last.number + 1, last.until, until, events, digest, last.seal)
+    made.seal = made.own_digest()
+    [(made.sealed_at,)] = connection.execute(INSERT_SEAL, asdict(made)).fetchall()
+    return made
+
+
+def _last_seal(connection: Connection, org_id: str) -> Seal:
+    """Return the last seal, or what stands for one before the first."""
+    cursor = connection.cursor(row_factory=class_row(Seal))
+    last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
+    return last or Seal(org_id, 0, BEGINNING, BEGINNING, 0, b"", b"", bytes(32))
 
 
 def digest_of(found: Iterable[bytes]) -> tuple[bytes, int]:

@@ -143,7 +143,7 @@ def await_storing(connection: Connection) -> None:
     storing = set(connection.execute(SELECT_STORING))
     while storing:
         if time.monotonic() > deadline:
-            raise Unavailable("a transaction that writes events takes too long; does its commit wait for a standby?")
+            raise Unavailable("a transaction that writes to audit_events takes too long, or waits for a standby")
         time.sleep(0.05)
         storing &= set(connection.execute(SELECT_STORING))
 

@@ -104,10 +104,19 @@ SELECT_UNDONE_IN_PART = """
     WHERE i.org_id = %(org_id)s AND i.undone_at IS NOT NULL AND k.expires_at IS NULL
 """
 
+# The first seal that covers events of an import, which may have no end yet.
 SELECT_SEAL = """
     SELECT min(number)
     FROM seals
     WHERE org_id = %(org_id)s AND until > %(began_at)s AND pruned_at IS NULL
+      AND EXISTS (
+          SELECT
+          FROM audit_events
+          WHERE org_id = %(org_id)s
+            AND source = 'import'
+            AND received_at BETWEEN %(began_at)s AND coalesce(%(ended_at)s::timestamptz, 'infinity')
+            AND received_at < until
+      )
 """
 
 # A client's key expires; the keys of chunks do not.
