@@ -15,7 +15,7 @@ import psutil
 import psycopg
 
 from bench import load
-from bench.run import bodies
+from bench.run import bodies, measured_on
 from dev import postgres
 from dev.service import Service, set_up
 
@@ -107,7 +107,7 @@ def main() -> None:
         growth = Growth(url, service)
         stack.callback(growth.sql.close)
         growth.write(
-            "# How cost grows\n\nEvents a second over 8 connections (p50 / p99 in ms), machine as in results.md.\n"
+            f"# How cost grows\n\n{measured_on(url)}\n\nEvents a second over 8 connections (p50 / p99 in ms).\n"
         )
         growth.rows()
         growth.organizations()

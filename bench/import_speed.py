@@ -1,4 +1,4 @@
-"""How fast `import` is, and where its time goes. Writes bench.import_speed.md.
+"""How fast `import` is, and where its time goes. Writes bench/import.md.
 
     .venv/bin/python -m bench.import_speed
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg
 
-from bench.run import bodies
+from bench.run import bodies, measured_on
 from commands.importer.files import Source
 from commands.importer.formats import read_rows
 from commands.importer.mapping import Options
@@ -75,17 +75,18 @@ def reading(file: Path) -> float:
 
 
 def main() -> None:
-    lines = [
-        "# Import",
-        "",
-        f"`import` of {ROWS:,} rows of the documented example's size, on the machine of results.md; "
-        f"the median of {ROUNDS} rounds.",
-        "",
-        "| file | rows a second | microseconds a row | of that reading, converting and judging |",
-        "|---|---|---|---|",
-    ]
     with postgres.temporary() as server, tempfile.TemporaryDirectory() as folder:
         url = server.url
+        lines = [
+            "# Import",
+            "",
+            measured_on(url),
+            "",
+            f"`import` of {ROWS:,} rows of the documented example's size; the median of {ROUNDS} rounds.",
+            "",
+            "| file | rows a second | microseconds a row | of that reading, converting and judging |",
+            "|---|---|---|---|",
+        ]
         set_up(url, "bench", None)
         files = write_files(Path(folder))
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in files}

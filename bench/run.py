@@ -152,13 +152,15 @@ def table(title: str, column: str, rows: dict[str, dict[str, Figure]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def machine(sql: psycopg.Connection[Any]) -> str:
-    [(version,)] = sql.execute("SHOW server_version").fetchall()
+def measured_on(url: str) -> str:
+    """Return a sentence with the date and the machine."""
+    with psycopg.connect(url) as connection:
+        version = connection.info.parameter_status("server_version")
     model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
     return (
-        f"{os.cpu_count()} cores ({model}), Linux {platform.release().split('-')[0]}, "
-        f"Python {platform.python_version()}, PostgreSQL {version} with its default settings; 2 workers of 4 threads. "
-        f"The load, the service and PostgreSQL share the cores. Median of {ROUNDS} rounds of {SECONDS:g} s."
+        f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores ({model}), "
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, PostgreSQL {version} with its "
+        "default settings. The load, the service and PostgreSQL share the cores."
     )
 
 
@@ -200,7 +202,8 @@ def main() -> None:
             rows = {"1": bench.measure([ours, ours_unlimited, idiomatic], 1, 32)}
         tables.append(table("A commit that takes 5 ms", "events a batch, 32 connections", rows))
 
-        (HERE / "results.md").write_text("\n".join(["# Results", "", machine(bench.sql), "", *tables]))
+        rounds = f"{measured_on(url)} 2 workers of 4 threads; the median of {ROUNDS} rounds of {SECONDS:g} s."
+        (HERE / "results.md").write_text("\n".join(["# Results", "", rounds, "", *tables]))
         plot(by_size, by_connections)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from bench.run import measured_on
 from dev import postgres
 from dev.bodies import WORST
 from dev.service import Service, high_water_mark, set_up
@@ -43,15 +44,17 @@ def measure(url: str, key: str, name: str, body: bytes) -> str:
 
 
 def main() -> None:
-    lines = [
-        "# What the worst bodies cost",
-        "",
-        "One request, with the default limits; of the backend's memory up to 130 MiB are PostgreSQL's shared buffers.",
-        "",
-        "| body | MiB | status | worker, CPU | PostgreSQL, CPU | worker, peak | backend, peak |",
-        "|---|---|---|---|---|---|---|",
-    ]
     with postgres.temporary() as server:
+        lines = [
+            "# What the worst bodies cost",
+            "",
+            measured_on(server.url),
+            "",
+            "One request, with the default limits. Up to 130 MiB of a backend are PostgreSQL's shared buffers.",
+            "",
+            "| body | MiB | status | worker, CPU | PostgreSQL, CPU | worker, peak | backend, peak |",
+            "|---|---|---|---|---|---|---|",
+        ]
         key = set_up(server.url, "bench", None)
         for name, make in WORST.items():
             lines.append(f"| {name} | {measure(server.url, key, name, make().encode())}")
