@@ -35,7 +35,10 @@ def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
 
 def quota(text: str) -> int | None:
     """Return the events a month, or None for `unlimited`. Raises ValueError."""
-    return None if text == "unlimited" else _integer(0, 10**15)(text)
+    try:
+        return None if text == "unlimited" else _integer(0, 10**15)(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or unlimited") from None
 
 
 def _switch(text: str) -> bool:
@@ -61,7 +64,7 @@ def _log_level(text: str) -> str:
 SETTINGS = (
     Setting("DATABASE_URL", None, check_url, "PostgreSQL, as a `postgresql://` URL"),
     Setting("PORT", "8000", _integer(1, 65535), "the port to listen on, on 127.0.0.1"),
-    Setting("WEB_CONCURRENCY", str(os.cpu_count() or 1), _integer(1, 256), "worker processes"),
+    Setting("WEB_CONCURRENCY", str(min(os.cpu_count() or 1, 256)), _integer(1, 256), "worker processes"),
     Setting("THREADS", "4", _integer(1, 256), "threads, and database connections, of a worker"),
     Setting("MAX_BODY_BYTES", str(10 * 2**20), _integer(1, 2**27), "the largest body, inflated"),
     Setting("MAX_BODY_VALUES", "500000", _integer(1, 10**8), "the most JSON values of a body: see `docs/limits.md`"),

@@ -1,4 +1,4 @@
-"""Log: a line for each request on standard output (text on a terminal, else JSON), everything else on standard error.
+"""Write a line for each request to standard output (text on a terminal, else JSON), everything else to standard error.
 
 If nobody reads the output, lines are lost, and no request waits. The next access line counts those before it.
 """

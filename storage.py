@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from database import LOCK_TIMEOUT, Connection, Database, LockTimeout, OutOfMemory, Unavailable
+from database import LOCK_TIMEOUT, Database, LockTimeout, OutOfMemory, TimeoutConnection, Unavailable
 from json_text import TooLarge
 
 SCHEMA_VERSION = 5
@@ -82,18 +82,18 @@ READY = """
 """
 
 # schema.sql has the function: one call is one transaction, and on Citus one command to one node.
-STORE = """
+STORE = b"""
     SELECT outcome, ingested, remaining
     FROM store_events_3(
-        %(org_id)s::text,
-        %(api_key_id)s::bigint,
-        %(source)s::text,
-        %(body)s::jsonb,
-        %(indexes)s::integer[],
-        %(count)s::integer,
-        %(idempotency_key)s::text,
-        %(fingerprint)s::bytea,
-        %(idempotency_days)s::integer
+        $1::text,  -- org_id
+        $2::bigint,  -- api_key_id
+        $3::text,  -- source
+        $4::jsonb,  -- body
+        $5::integer[],  -- indexes
+        $6::integer,  -- count
+        $7::text,  -- idempotency_key
+        $8::bytea,  -- fingerprint
+        $9::integer  -- idempotency_days
     )
 """
 
@@ -165,7 +165,7 @@ class Storage:
         except OutOfMemory:
             if len(batch.text) < LARGE_BODY:
                 raise
-            raise TooLarge("The body must be smaller: PostgreSQL has too little memory for it") from None
+            raise TooLarge("PostgreSQL has too little memory for the body") from None
 
     def check_ready(self) -> None:
         """Raise Unavailable, with a reason fit for strangers, unless requests can be stored."""
@@ -184,7 +184,7 @@ def key_hash(key: str) -> bytes:
 
 
 def store_batch(
-    connection: Connection,
+    connection: TimeoutConnection,
     org_id: str,
     api_key_id: int | None,
     batch: EventBatch,
@@ -196,35 +196,37 @@ def store_batch(
     `idempotency_days` None keeps the idempotency key for ever. `lock_timeout` in seconds replaces the session's. Raises
     psycopg.Error beside the exceptions of Storage.store: see database.raise_translated.
     """
-    parameters = {
-        "org_id": org_id,
-        "api_key_id": api_key_id,
-        "source": batch.source,
-        "body": batch.text,
-        "indexes": None if len(batch.valid) == batch.size else batch.valid,
-        "count": len(batch.valid),
-        "idempotency_key": batch.idempotency_key,
-        "fingerprint": batch.fingerprint,
-        "idempotency_days": idempotency_days,
-    }
+    texts = (
+        org_id,
+        api_key_id,
+        batch.source,
+        batch.text,
+        None if len(batch.valid) == batch.size else f"{{{','.join(map(str, batch.valid))}}}",
+        len(batch.valid),
+        batch.idempotency_key,
+        None if batch.fingerprint is None else rf"\x{batch.fingerprint.hex()}",
+        idempotency_days,
+    )
+    parameters = [None if text is None else str(text).encode() for text in texts]
     for _ in range(MAX_ATTEMPTS):
         try:
             with connection.transaction() if lock_timeout else nullcontext():
                 if lock_timeout:
                     connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_timeout}s"])
-                [(outcome, ingested, remaining)] = connection.execute(STORE, parameters).fetchall()
+                outcome, *numbers = connection.call(b"store_events", STORE, parameters)
         except psycopg.errors.IntegrityError as error:
             # Citus names the constraint, with a number behind it, only in the message
             named = f"{error.diag.constraint_name} {error.diag.message_primary}"
             if "within_quota" in named or "idempotency_keys_pkey" in named:
                 continue
             raise
+        ingested, remaining = (None if number is None else int(number) for number in numbers)
         match outcome:
-            case "stored" | "replayed":
-                return StoreResult(ingested, remaining, outcome == "replayed")
-            case "key_reused":
+            case b"stored" | b"replayed":
+                return StoreResult(ingested or 0, remaining, outcome == b"replayed")
+            case b"key_reused":
                 raise KeyReused
-            case "quota_exceeded":
+            case b"quota_exceeded":
                 raise QuotaExceeded(remaining)
             case _:
                 raise Unauthorized

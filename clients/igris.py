@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
 import uuid
@@ -155,15 +156,21 @@ class Igris:
                 with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:  # noqa: S310
                     said = answer.read().decode()
                 if json.loads(said).get("details"):
-                    self._on_refused(200, said, events)
+                    self._refuse(200, said, events)
                 return
             except urllib.error.HTTPError as error:
                 is_rate_limit = error.code == 429 and "Retry-After" in error.headers  # nginx's; the quota's has none
                 if error.code not in (408, 500, 502, 503, 504) and not is_rate_limit:
-                    self._on_refused(error.code, error.read().decode(errors="replace"), events)
+                    self._refuse(error.code, error.read().decode(errors="replace"), events)
                     return
             except (OSError, ValueError, http.client.HTTPException):
                 pass  # there was no answer, or not a whole one: the batch may be stored or not
             self._give_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        self._on_refused(0, "the process ended before it answered", events)
+        self._refuse(0, "the process ended before it answered", events)
+
+    def _refuse(self, status: int, said: str, events: str) -> None:
+        try:
+            self._on_refused(status, said, events)
+        except Exception:  # noqa: BLE001  else the thread would end, and with it the sending
+            traceback.print_exc()

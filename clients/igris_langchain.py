@@ -31,7 +31,7 @@ class IgrisCallbacks(BaseCallbackHandler):
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         tool = self._tools.pop(run_id, "unknown tool")
-        self._igris.send("tool_call", tool, action="allow", metadata={"runId": str(run_id)})
+        self._igris.send("tool_call", tool, metadata={"runId": str(run_id)})
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         tool = self._tools.pop(run_id, "unknown tool")

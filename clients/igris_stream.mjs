@@ -36,9 +36,11 @@ function toEvent(line) {
   try {
     record = JSON.parse(line);
   } catch {
-    record = { message: line };
+    record = null;
   }
+  if (typeof record !== "object" || record === null) record = { message: line };
   const { type = "custom", toolName, action = "log", time, timestamp, name, ...metadata } = record;
-  const when = new Date(time ?? timestamp ?? Date.now());
+  const given = new Date(time ?? timestamp ?? Date.now());
+  const when = Number.isNaN(given.valueOf()) ? new Date() : given;
   return { type, toolName: toolName ?? name ?? "log", action, timestamp: when.toISOString(), metadata };
 }

@@ -16,11 +16,11 @@ from psycopg.types.datetime import TimestamptzLoader
 
 import database
 from commands.output import printable
-from database import Connection
+from database import Connection, TimeoutConnection
 
 
 class NotFound(Exception):
-    """There is no such organization or API key. The argument says which."""
+    """There is no such organization, API key or import. The argument says which."""
 
 
 class AlreadyRunning(Exception):
@@ -74,21 +74,25 @@ class _NearestTime(TimestamptzLoader):
 
 
 @contextmanager
-def connect(database_url: str, *, with_timeouts: bool = False) -> Iterator[Connection]:
-    """Open a connection on which each statement is a transaction. Raises Unavailable.
-
-    `with_timeouts` gives it the timeouts of requests; it waits LOCK_TIMEOUT for a lock.
-    """
-    settings = database.timeout_settings(database.LOCK_TIMEOUT) if with_timeouts else {}
-    kind = database.TimeoutConnection if with_timeouts else psycopg.Connection
-    with translate_errors(), closing(kind.connect(database.conninfo(database_url, settings), autocommit=True)) as made:
+def connect(database_url: str) -> Iterator[Connection]:
+    """Open a connection on which each statement is a transaction. Raises Unavailable."""
+    with translate_errors(), closing(psycopg.connect(database.conninfo(database_url, {}), autocommit=True)) as made:
         made.adapters.register_loader("timestamptz", _NearestTime)
         yield made
 
 
-def session(*, with_timeouts: bool = False) -> AbstractContextManager[Connection]:
+def session() -> AbstractContextManager[Connection]:
     """Open a connection as `connect` does, to DATABASE_URL."""
-    return connect(current_app.config["DATABASE_URL"], with_timeouts=with_timeouts)
+    return connect(current_app.config["DATABASE_URL"])
+
+
+@contextmanager
+def session_with_timeouts() -> Iterator[TimeoutConnection]:
+    """Open a connection as `session` does, with the timeouts of requests. It waits LOCK_TIMEOUT for a lock."""
+    settings = database.timeout_settings(database.LOCK_TIMEOUT)
+    conninfo = database.conninfo(current_app.config["DATABASE_URL"], settings)
+    with translate_errors(), closing(TimeoutConnection.open(conninfo)) as made:
+        yield made
 
 
 @contextmanager

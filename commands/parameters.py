@@ -28,7 +28,7 @@ class Quota(click.ParamType[tuple[int | None]]):
         try:
             return value if isinstance(value, tuple) else (config.quota(value),)
         except ValueError as error:
-            self.fail(f"{value!r} {error}, or unlimited", param, ctx)
+            self.fail(f"{value!r} {error}", param, ctx)
 
 
 class Month(click.ParamType[date]):

@@ -24,7 +24,6 @@ SELECT_USAGE = """
     ORDER BY o.id
 """
 
-
 SELECT_QUOTA = """
     SELECT
         to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM') AS month,

@@ -103,7 +103,7 @@ def exact(moment: datetime) -> str:
 @json_option
 @command
 def seal(org: str | None, as_json: bool) -> None:
-    """Seal what was received since the last seal, up to a minute ago. A seal covers at most one day in UTC.
+    """Seal what was received since the last seal, up to a minute ago. The events of a seal are of one day in UTC.
 
     It prints the new seals. Keep the last one elsewhere, too: `verify --head` compares with it.
     """

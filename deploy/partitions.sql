@@ -4,7 +4,6 @@
 -- goes on, and requests wait only while the tables change places. Each time it makes the partitions of the next 12
 -- months: run it every month, from cron. What finds no partition goes into the default one, is not lost, and is moved to
 -- where it belongs by the next run.
-
 --
 -- It is all or nothing: if it fails, the table is as it was. Run it as the owner of the table, or as a superuser.
 

@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from commands.keys import create_key
 from commands.organizations import create_organization
 from commands.schema import create_or_upgrade
+from database import TimeoutConnection
 from dev import postgres
 from dev.service import Service
 from storage import Storage
@@ -67,9 +68,9 @@ def database_url(create_schema: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+def connection(database_url: str) -> Iterator[TimeoutConnection]:
     """A connection of the owner of the shared database, in autocommit mode."""
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    with TimeoutConnection.open(database_url) as connection:
         yield connection
 
 

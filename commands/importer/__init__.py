@@ -19,7 +19,7 @@ import psycopg
 from flask import current_app
 
 import database
-from commands.base import check_organization, command, session
+from commands.base import check_organization, command, session_with_timeouts
 from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
 from commands.importer.expressions import compile_expression
 from commands.importer.files import Source, Unreadable
@@ -37,6 +37,11 @@ MAX_DIGITS = 131_072
 """The digits that PostgreSQL can store of an integer, and that `export` can write. Python stops at 4,300 by default."""
 
 
+def _field(name: str) -> str:
+    """Return the name of a field that may be written with underscores."""
+    return {snake_case(each): each for each in FIELDS}.get(name, name)
+
+
 class Field(click.ParamType[tuple[str, str]]):
     """FIELD=..., where the field is one of an event's."""
 
@@ -46,7 +51,7 @@ class Field(click.ParamType[tuple[str, str]]):
         if isinstance(value, tuple):
             return value
         name, equals, given = value.partition("=")
-        field = {snake_case(field): field for field in FIELDS}.get(name, name)
+        field = _field(name)
         if field not in FIELDS or not equals or not given:
             self.fail(f"{value!r} is not FIELD=..., where FIELD is one of {', '.join(FIELDS)}", param, ctx)
         return field, given
@@ -62,7 +67,7 @@ class Translation(click.ParamType[tuple[str, str, str]]):
             return value
         field, colon, pair = value.partition(":")
         old, equals, new = pair.rpartition("=")
-        field = {snake_case(each): each for each in FIELDS}.get(field, field)
+        field = _field(field)
         if field not in FIELDS or not colon or not equals:
             self.fail(f"{value!r} is not FIELD:FROM=TO, where FIELD is one of {', '.join(FIELDS)}", param, ctx)
         return field, old, new
@@ -181,7 +186,7 @@ def import_(
     file_format = _checked_format(file, file_format, each)
     maker = _maker(sources, constants, translations, dropped, timestamp_now, zone, time_format)
     with ExitStack() as stack:
-        connection = stack.enter_context(session(with_timeouts=True))
+        connection = stack.enter_context(session_with_timeouts())
         check_organization(connection, org)
         rejects = stack.enter_context(RejectsFile(file, rejects_path))
         chunks = record = None

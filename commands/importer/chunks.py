@@ -10,7 +10,7 @@ import storage
 from commands.base import translate_errors
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
-from database import Connection, DataRejected
+from database import DataRejected, TimeoutConnection
 from storage import QuotaExceeded
 
 CHUNK_ROWS = 1000
@@ -45,7 +45,7 @@ class Chunks:
     A chunk is kept under an idempotency key that never expires.
     """
 
-    def __init__(self, connection: Connection, org_id: str) -> None:
+    def __init__(self, connection: TimeoutConnection, org_id: str) -> None:
         """Remember the keys of all chunks: some 200 bytes for each, or 200 MB for a billion events."""
         self._connection = connection
         self._org_id = org_id

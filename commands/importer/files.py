@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 MAX_SHOWN = 1000
 """The characters of a line that a reject shows if the line is not JSON."""
 
-
 MAX_ROW_SHOWN = 2**16
 """The characters up to which a reject shows a row as a whole. Of a longer one it shows the beginning."""
 

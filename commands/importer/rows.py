@@ -12,7 +12,7 @@ import simplejson
 
 import json_text
 import schemas
-from commands.importer.files import MAX_ROW_SHOWN, InvalidRow, Reject, Row, Rows, Unreadable, one_line
+from commands.importer.files import MAX_ROW_SHOWN, MAX_SHOWN, InvalidRow, Reject, Row, Rows, Unreadable, one_line
 from commands.importer.mapping import FIELDS, FieldFinder, Options
 
 RECEIPT = ("id", "organization", "apiKeyId", "source", "receivedAt")
@@ -255,7 +255,7 @@ def _validated(event: Any, text: str) -> str:
 def _shown(row: Row) -> str:
     """Return a row as JSON on one line: a reject can be mended and imported."""
     text = simplejson.dumps(row.value) if row.text is None else one_line(row.text)
-    return text if len(text) <= MAX_ROW_SHOWN else simplejson.dumps(f"{text[:1000]}...")
+    return text if len(text) <= MAX_ROW_SHOWN else simplejson.dumps(f"{text[:MAX_SHOWN]}...")
 
 
 # As PostgreSQL, SQLite, DuckDB, pandas and BigQuery write it: a blank or a T, an offset that may end with its hours.

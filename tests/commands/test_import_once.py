@@ -21,7 +21,7 @@ from commands.importer.rows import Event
 from commands.lock import exclusive
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
-from database import Connection
+from database import TimeoutConnection
 from dev.service import EVENT, FLASK, wait_for
 from tests.commands.importing import events, ndjson, run, write
 from tests.support import Account, assert_refused
@@ -73,7 +73,7 @@ def test_large_events_make_smaller_chunks(account: Account, tmp_path: Path) -> N
 
 
 def test_at_the_end_of_the_quota_it_stops_and_goes_on_later(
-    new_account: Callable[..., Account], connection: Connection, tmp_path: Path
+    new_account: Callable[..., Account], connection: TimeoutConnection, tmp_path: Path
 ) -> None:
     account = new_account(quota=1234)
     file = write(tmp_path, "a.ndjson", ndjson(events(3000)).encode())
@@ -124,8 +124,7 @@ def test_an_interrupted_import_is_completed_by_a_rerun(
     assert 0 < stored < 60_000
     done = run(account, str(file))
     assert done.stdout == f"read 60000, stored {60_000 - stored}, already stored {stored}, rejected 0\n"
-    for line in done.stderr.splitlines():  # one a second, if it takes so long
-        assert re.fullmatch(r"[\d,]+ rows, [\d,]+ a second, \d+ s left", line)
+    assert done.stderr == ""
     assert [row[0] for row in account.rows("tool_name")] == [f"tool-{i}" for i in range(60_000)]
     assert account.used() == 60_000
 
@@ -172,7 +171,7 @@ def test_what_comes_before_damage_is_stored(account: Account, tmp_path: Path) ->
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_history_of_runs_doubles_or_loses_an_event(
-    connection: Connection, account: Account, seed: int, monkeypatch: pytest.MonkeyPatch
+    connection: TimeoutConnection, account: Account, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs are cut off, end with the quota, meet a longer file; the oldest chunks are pruned in between."""
     chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""docs/operations.md, deploy/partitions.sql, deploy/citus.sql: their SQL runs, on the schema as it is."""
+"""docs/operations.md and deploy/partitions.sql: their SQL runs, on the schema as it is."""
 
 import re
 import shutil
@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from commands import prune
+from commands import organizations, prune
+from commands.importer import records
 from dev.service import EVENT, ROOT, Service, set_up
 from tests.deploy.test_roles import make_role
 from tests.support import Account, command, flask
@@ -175,8 +176,10 @@ def test_every_unique_key_of_events_and_usage_has_the_organization(own_account: 
 def test_every_statement_that_writes_has_its_organization_as_a_parameter() -> None:
     written = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (audit_events|monthly_usage|idempotency_keys)\b")
     schema = (ROOT / "schema.sql").read_text()
-    statements = {name: sql for name, sql in vars(prune).items() if isinstance(sql, str) and written.search(sql)}
-    assert {"DELETE_EVENTS", "DELETE_CHUNK_KEYS", "DELETE_EXPIRED_KEYS"} <= set(statements)
+    modules = (prune, organizations, records)
+    constants = ((name, value) for module in modules for name, value in vars(module).items() if isinstance(value, str))
+    statements = {name: sql for name, sql in constants if written.search(sql)}
+    assert {"DELETE_EVENTS", "DELETE_CHUNK_KEYS", "DELETE_EXPIRED_KEYS", "DELETE_IDEMPOTENCY_KEYS"} <= set(statements)
     for name, sql in statements.items():
         assert sql.count("%(org_id)s") >= len(written.findall(sql)), name
     function = schema[schema.index("CREATE FUNCTION") :]
