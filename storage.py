@@ -84,16 +84,8 @@ READY = """
 # schema.sql has the function: one call is one transaction, and on Citus one command to one node.
 STORE = b"""
     SELECT outcome, ingested, remaining
-    FROM store_events_3(
-        $1::text,  -- org_id
-        $2::bigint,  -- api_key_id
-        $3::text,  -- source
-        $4::jsonb,  -- body
-        $5::integer[],  -- indexes
-        $6::integer,  -- count
-        $7::text,  -- idempotency_key
-        $8::bytea,  -- fingerprint
-        $9::integer  -- idempotency_days
+    FROM store_events_3(  -- org_id, api_key_id, source, body, indexes, count, idempotency_key, fingerprint, days
+        $1::text, $2::bigint, $3::text, $4::jsonb, $5::integer[], $6::integer, $7::text, $8::bytea, $9::integer
     )
 """
 

@@ -22,8 +22,9 @@ _RECEIPT = re.compile(
 _Key = tuple[str, int]
 """What lines are ordered by: the time of receipt, and the id."""
 
+_BEGINNING: _Key = ("", 0)
 _END: _Key = ("~", 0)
-"""Is greater than the key of any line."""
+"""The keys that are less and greater than that of any line."""
 
 
 class ExportedFile:
@@ -40,7 +41,7 @@ class ExportedFile:
         self._first_absent = 0
         self._differences: list[str] = []
         self._unnamed = 0
-        self._key: _Key = ("", 0)
+        self._key = _BEGINNING
         self._next()
 
     def beside(self, found: Iterable[bytes], begin: str, end: str | None = None) -> Iterator[bytes]:
@@ -52,7 +53,7 @@ class ExportedFile:
         self._absent = 0
         for line in found:
             yield line
-            key = self._key if line == self._line else _key(line) or _END
+            key = self._key if line == self._line else _key(line) or _BEGINNING
             self._compare_before(key)
             if key == self._key:
                 if line != self._line:
