@@ -37,18 +37,23 @@ class Growth:
         self.sql = psycopg.connect(url, autocommit=True)
         self.service = service
         self.lines: list[str] = []
-        self.refused = 0
 
     def write(self, line: str = "") -> None:
         print(line, flush=True)
         self.lines.append(line)
 
     def measure(self, keys: list[str], size: int, seconds: float = SECONDS) -> str:
+        figure, refused = self.measure_with_refused(keys, size, seconds)
+        assert not refused, refused
+        return figure
+
+    def measure_with_refused(self, keys: list[str], size: int, seconds: float) -> tuple[str, int]:
+        """Return the figure, and how many requests got a 503, as some do while the disk stalls for half a second."""
         result = load.run(load.Http(self.service.port, keys, bodies(size)), 8, seconds)
         assert set(result.statuses) <= {200, 503}, result.statuses
-        self.refused = result.statuses[503]  # when a commit takes half a second, as on a disk that stalls
         events = result.statuses[200] * size / result.seconds
-        return f"{events:,.0f} ({result.percentile(50) * 1000:.1f} / {result.percentile(99) * 1000:.1f})"
+        latencies = f"{result.percentile(50) * 1000:.1f} / {result.percentile(99) * 1000:.1f}"
+        return f"{events:,.0f} ({latencies})", result.statuses[503]
 
     def create_keys(self, count: int) -> list[str]:
         keys = ["ig_" + secrets.token_hex(20) for _ in range(count)]
@@ -94,9 +99,9 @@ class Growth:
         self.write("\n## With time\n\n| minute | 10 events a request | refused with 503 | memory |\n|---|---|---|---|")
         workers = psutil.Process(self.service.process.pid).children()
         for minute in range(1, SOAK + 1):
-            figure = self.measure(keys, 10, 60)
+            figure, refused = self.measure_with_refused(keys, 10, 60)
             memory = ", ".join(f"{worker.memory_info().rss / 2**20:.0f}" for worker in workers)
-            self.write(f"| {minute} | {figure} | {self.refused} | {memory} MiB |")
+            self.write(f"| {minute} | {figure} | {refused} | {memory} MiB |")
 
 
 def main() -> None:

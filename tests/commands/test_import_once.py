@@ -153,7 +153,8 @@ def test_one_import_at_a_time_into_an_organization(new_account: Callable[..., Ac
     process.kill()
     process.communicate()
     assert second.returncode == 1
-    assert f"Error: {account.org_id!r}: another process holds the lock `import`" in second.stderr
+    holder = f"{account.org_id!r}: another process holds the lock `import`"
+    assert second.stderr == f"Error: {holder}; try again when it has ended\n"
 
 
 def test_what_comes_before_damage_is_stored(account: Account, tmp_path: Path) -> None:
