@@ -12,7 +12,7 @@ from database import Connection
 
 @contextmanager
 def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold an advisory lock, which is a name and an organization, as one process at a time can.
+    """Hold an advisory lock of an organization. Of each name, only one process at a time holds it.
 
     Raises AlreadyRunning if another process holds it, or with `wait` waits for that process.
     """

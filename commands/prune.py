@@ -135,13 +135,11 @@ def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
             click.confirm(f"Delete {events} events received before {iso(before)}{marks}?", abort=True, err=True)
         deleted = marked = 0
         with progress(events, "events") as show_progress:
-            for each in found:
-                with exclusive(connection, "seal", each.org_id, wait=True):
-                    for prunable in find_prunable(connection, before, each.org_id):  # `seal` may have run meanwhile
-                        marked += mark_seals(connection, prunable, f"prune --before {iso(before)}")
-                        for count in prune_events(connection, prunable):
-                            deleted += count
-                            show_progress(deleted, deleted)
+            for prunable in mark_prunable(connection, before, [each.org_id for each in found]):
+                marked += prunable.seals
+                for count in prune_events(connection, prunable):
+                    deleted += count
+                    show_progress(deleted, deleted)
         keys = prune_keys(connection, org)
     marks = f"; marked {marked} seals as pruned" if marked else ""
     click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys{marks}")
@@ -152,10 +150,17 @@ def find_prunable(connection: Connection, before: datetime, org_id: str | None) 
     return [Prunable(*row) for row in connection.execute(SELECT_PRUNABLE, {"before": before, "org_id": org_id})]
 
 
-def mark_seals(connection: Connection, prunable: Prunable, command: str) -> int:
-    """Mark the seals of a period as pruned by a command; return how many. `verify` does not miss their events then."""
-    parameters = {"org_id": prunable.org_id, "before": prunable.before, "command": command}
-    return connection.execute(MARK_SEALS, parameters).rowcount
+def mark_prunable(connection: Connection, before: datetime, org_ids: list[str]) -> Iterator[Prunable]:
+    """Mark the seals of each organization that end before as pruned; yield what there is to prune of it.
+
+    `seal` waits until the next one is asked for. What it has sealed before that counts.
+    """
+    for org_id in org_ids:
+        with exclusive(connection, "seal", org_id, wait=True):
+            for prunable in find_prunable(connection, before, org_id):
+                parameters = {**asdict(prunable), "command": f"prune --before {iso(before)}"}
+                connection.execute(MARK_SEALS, parameters)
+                yield prunable
 
 
 def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:

@@ -94,7 +94,7 @@ def verify_organization(
             done += seal.events
             show_progress(done, done)
     last = seals[-1] if seals else None
-    report: dict[str, Any] = {}
+    of_file: dict[str, int] = {}
     if file:
         if not until:  # what is not sealed yet
             sealed_until = last.until if last else BEGINNING
@@ -102,7 +102,7 @@ def verify_organization(
                 file.compare(unsealed, exact(sealed_until))
         file.skip()
         problems += file.differences()
-        report = {"linesCompared": file.compared, "linesNotCompared": file.skipped}
+        of_file = {"linesCompared": file.compared, "linesNotCompared": file.skipped}
     return {
         "organization": org_id,
         "seals": len(chosen),
@@ -111,7 +111,7 @@ def verify_organization(
         "wholeEvents": whole,
         "unsealedEvents": count(connection, Filters(org_id, since=last.until if last else None)),
         "head": last and last.seal.hex(),
-        **report,
+        **of_file,
         "problems": problems,
     }
 

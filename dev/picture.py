@@ -58,8 +58,9 @@ def main(file: str) -> None:
 def run(service: Service, folder: str) -> tuple[str, str]:
     """Return what the request answers, and what `events` shows of it on a terminal."""
     environ = {**os.environ, "DATABASE_URL": service.database_url, "COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
+    environ["PATH"] = f"{ROOT}:{environ['PATH']}"
     terminal, end = pty.openpty()
-    follower = subprocess.Popen(str(ROOT / FOLLOW), shell=True, env=environ, stdout=end, start_new_session=True)
+    follower = subprocess.Popen(FOLLOW.split(), env=environ, stdout=end)
     try:
         shown = os.read(terminal, 10_000)  # the names of the columns
         command = ["sh", "-c", f"exec {REQUEST}".replace("curl", "curl -s").replace("8000", str(service.port))]
@@ -67,7 +68,7 @@ def run(service: Service, folder: str) -> tuple[str, str]:
         while shown.count(b"\n") < 4:
             shown += os.read(terminal, 10_000)
     finally:
-        os.killpg(follower.pid, signal.SIGINT)
+        follower.send_signal(signal.SIGINT)
         follower.wait()
         os.close(terminal)
         os.close(end)

@@ -94,8 +94,6 @@ SELECT_END = """
     WHERE org_id = %(org_id)s AND id > %(id)s
 """
 
-CONDITION_OF_EVENTS = "source = 'import' AND received_at BETWEEN %(began_at)s AND %(ended_at)s"
-
 # Imports whose undoing was interrupted: the keys of their chunks are deleted in the end.
 SELECT_UNDONE_IN_PART = """
     SELECT min(i.id)
@@ -104,7 +102,12 @@ SELECT_UNDONE_IN_PART = """
     WHERE i.org_id = %(org_id)s AND i.undone_at IS NOT NULL AND k.expires_at IS NULL
 """
 
-# The first seal that covers events of an import, which may have no end yet.
+# An import may have no end yet.
+CONDITION_OF_EVENTS = """
+    source = 'import' AND received_at BETWEEN %(began_at)s AND coalesce(%(ended_at)s::timestamptz, 'infinity')
+"""
+
+# The first seal that covers events of an import. The condition is the one above.
 SELECT_SEAL = """
     SELECT min(number)
     FROM seals
@@ -112,10 +115,7 @@ SELECT_SEAL = """
       AND EXISTS (
           SELECT
           FROM audit_events
-          WHERE org_id = %(org_id)s
-            AND source = 'import'
-            AND received_at BETWEEN %(began_at)s AND coalesce(%(ended_at)s::timestamptz, 'infinity')
-            AND received_at < until
+          WHERE org_id = %(org_id)s AND {condition} AND received_at < until
       )
 """
 
@@ -229,7 +229,8 @@ def undo(import_id: int, yes: bool, sealed: bool) -> None:
 
 def check_unsealed(connection: Connection, values: dict[str, Any], sealed: bool) -> None:
     """Raise ClickException if a seal covers events of an import, unless `sealed` ones may be deleted."""
-    [(number,)] = connection.execute(SELECT_SEAL, values).fetchall()
+    query = SELECT_SEAL.format(condition=CONDITION_OF_EVENTS).encode()
+    [(number,)] = connection.execute(query, values).fetchall()
     if number and not sealed:
         raise click.ClickException(
             f"seal {number} covers events of import {values['id']}: `verify` would find them missing from then on; "
