@@ -2,7 +2,6 @@
 
 import logging
 import re
-import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -224,16 +223,13 @@ class Database:
 def _is_usable(connection: Connection) -> bool:
     """Return whether an idle connection is still open, as far as can be known without asking PostgreSQL.
 
-    If that were noticed only on use, nobody would know whether the statement ran. A closed connection is readable. So
-    is one with news: a changed parameter, or a ticket of TLS.
+    If that were noticed only on use, nobody would know whether the statement ran.
     """
     if connection.closed or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         return False
-    poll = select.poll()
-    poll.register(connection.pgconn.socket, select.POLLIN)
     try:
-        while poll.poll(0):
-            connection.pgconn.consume_input()
+        connection.pgconn.consume_input()  # what PostgreSQL said last
+        connection.pgconn.consume_input()  # that it has hung up
     except psycopg.OperationalError:
         return False
     return True

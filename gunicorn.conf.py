@@ -34,6 +34,7 @@ loglevel = logconfig_dict["loggers"]["gunicorn.error"]["level"]
 statsd_host = _settings["STATSD_HOST"]
 statsd_prefix = "igris"
 control_socket_disable = True
+forwarded_allow_ips = "*"  # only this machine can connect, and nothing depends on what a proxy forwards
 forwarder_headers = ""  # else a request's SCRIPT_NAME header would change its path
 
 
@@ -44,7 +45,9 @@ def on_starting(server: Any) -> None:
 
 
 def pre_request(worker: Any, req: Any) -> None:
-    """Replace gunicorn's own hook, which logs the path: it may hold an API key."""
+    """Hang up after the answer if others wait for a connection. gunicorn's hook would log the path, keys included."""
+    if worker.nr_conns > worker.max_keepalived:
+        req.force_close()
 
 
 def post_worker_init(worker: Any) -> None:

@@ -1,25 +1,27 @@
-"""gunicorn's worker: threads, timeouts for clients, and errors as JSON.
+"""gunicorn's worker: threads that wait for requests, timeouts for clients, and errors as JSON.
 
-It uses private parts of gunicorn 27's gthread worker. At an upgrade check `ThreadWorker.accept`, `pending_conns`,
-`on_pending_socket_readable`, `_keepalive_after` and `handle_error`, and that `TConn` takes the same arguments.
+It uses private parts of gunicorn 27's gthread worker. At an upgrade check in `ThreadWorker` what is overridden here and
+where it is called, `handle_request`, `nr_conns` and `method_queue`, and in `TConn` its arguments, `init` and `parser`.
 """
 
-import errno
 import json
+import math
 import secrets
-import selectors
+import select
 import socket
 import struct
+import threading
 import time
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
-from gunicorn import util
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 CLIENT_TIMEOUT = 10
 """Seconds without a byte from a client, or accepted by it."""
+HANG_UP_TIMEOUT = 2
+"""Seconds that a client has to hang up after its last answer."""
 
 _PARSE_ERRORS = {
     LimitRequestLine: (414, "URI too long"),
@@ -30,55 +32,143 @@ _PARSE_ERRORS = {
 
 
 class ClientSocket(socket.socket):
-    """A blocking socket that gives up on its client after CLIENT_TIMEOUT, as if the client had hung up.
+    """A blocking socket with a timeout, which makes fewer system calls than gunicorn asks for.
 
-    gunicorn logs a traceback for a timeout, and nothing for a client that hangs up.
+    At each system call Python may run another thread first. So an answer, which gunicorn sends in two parts, is sent as
+    a whole by `flush`, and gunicorn's changes between blocking and not blocking are ignored.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(fileno=accepted.detach())
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # they hold however gunicorn sets the socket
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_TIMEOUT, 0))
+        self._unsent = b""
 
-    def recv(self, *args: Any) -> bytes:
-        try:
-            return super().recv(*args)
-        except BlockingIOError:
-            raise ConnectionResetError(errno.ECONNRESET, "the client sends nothing") from None
+    def setblocking(self, flag: bool) -> None:
+        """Do nothing."""
 
-    def sendall(self, *args: Any) -> None:
-        try:
-            super().sendall(*args)
-        except BlockingIOError:
-            raise ConnectionResetError(errno.ECONNRESET, "the client reads nothing") from None
+    def settimeout(self, value: float | None) -> None:
+        """Do nothing."""
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self._unsent += data
+
+    def flush(self) -> None:
+        data, self._unsent = self._unsent, b""
+        super().sendall(data)
+
+
+class Connection(TConn):
+    """A connection to a client. While it is idle, no thread waits for it."""
+
+    parser: Any
+
+    def __init__(self, cfg: Any, accepted: socket.socket, *addresses: Any) -> None:
+        super().__init__(cfg, ClientSocket(accepted), *addresses)
+        self.timeout = time.monotonic() + CLIENT_TIMEOUT
+        self.hangs_up = False
+
+    def hang_up(self) -> None:
+        """Send the end of the last answer. If the socket were closed, the client might not get the answer either."""
+        self.hangs_up, self.parser = True, None
+        self.timeout = time.monotonic() + HANG_UP_TIMEOUT
+        self.sock.shutdown(socket.SHUT_WR)
+
+
+class Settings:
+    """gunicorn's settings, each looked up once: gunicorn looks up thirty for each request, and slowly."""
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(self._settings, name)
+        return value
 
 
 class Worker(ThreadWorker):
-    """Keeps connections alive, and serves other requests while one waits for its commit."""
+    """Has each thread wait for a request, answer it and wait again. The main thread accepts and times out connections.
+
+    In gunicorn's own worker the main thread waits for requests, hands each to a thread and takes the connection back,
+    which costs a tenth of the throughput. It also waits for clients that don't hang up: a few of them stop the service.
+    """
+
+    cfg: Any
+
+    def run(self) -> None:
+        self.cfg = Settings(self.cfg)
+        self._events = select.epoll()
+        self._idle: dict[int, Connection] = {}
+        self._end_of_idling = math.inf
+        for _ in range(self.cfg.threads):
+            threading.Thread(target=self._serve, daemon=True).start()
+        super().run()
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection, and wait for its first byte without a thread.
-
-        gunicorn's own method has a thread wait 5 seconds for it: a few silent connections would stop the service.
-        """
         try:
             accepted, address = listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
-                return
-            raise
+        except (BlockingIOError, ConnectionAbortedError):
+            return
         self.nr_conns += 1
-        connection = TConn(self.cfg, ClientSocket(accepted), address, listener.getsockname())
-        connection.timeout = time.monotonic() + CLIENT_TIMEOUT
-        self.pending_conns.append(connection)
-        callback = partial(self.on_pending_socket_readable, connection)
-        self.poller.register(connection.sock, selectors.EVENT_READ, callback)
+        connection = Connection(self.cfg, accepted, address, listener.getsockname())
+        self._events.register(connection.sock, select.EPOLLONESHOT)
+        self._leave_idle(connection)
 
-    def _keepalive_after(self, conn: Any, keepalive: Any) -> bool:
-        """Close the connection if the rest of a body makes no sense: its request has had its one answer."""
+    def _leave_idle(self, connection: Connection) -> None:
+        descriptor = connection.sock.fileno()
+        # a request that was read ahead has its turn after those that wait already
+        is_read_ahead = connection.parser and connection.parser.unreader.buf.getvalue()
+        event = select.EPOLLOUT if is_read_ahead else select.EPOLLIN
+        self._idle[descriptor] = connection
+        with suppress(OSError):  # the main thread has closed it meanwhile
+            self._events.modify(descriptor, event | select.EPOLLONESHOT)
+
+    def _serve(self) -> None:
+        while True:
+            for descriptor, _ in self._events.poll(maxevents=1):
+                # whoever takes a connection out of the idle ones has it alone
+                if connection := self._idle.pop(descriptor, None):
+                    self._advance(connection)
+
+    def _advance(self, connection: Connection) -> None:
+        is_open = True
         try:
-            return bool(super()._keepalive_after(conn, keepalive))
-        except ParseException:
+            if connection.hangs_up:
+                is_open = bool(connection.sock.recv(2**16))
+            elif self._answer(connection):
+                connection.set_timeout()
+            else:
+                connection.hang_up()
+        except (OSError, StopIteration):
+            is_open = False
+        if is_open:
+            self._leave_idle(connection)
+        else:
+            connection.close()
+            self.method_queue.defer(self._count_closed)
+
+    def _count_closed(self) -> None:
+        self.nr_conns -= 1
+
+    def _answer(self, connection: Connection) -> bool:
+        """Answer a request, and return whether the connection can have another.
+
+        Raises OSError or StopIteration if the client is gone.
+        """
+        try:
+            connection.init()
+            is_kept = self.handle_request(next(connection.parser), connection)
+        except (OSError, StopIteration):
+            raise
+        except Exception as error:  # noqa: BLE001
+            self.handle_error(None, connection.sock, connection.client, error)
+            is_kept = False
+        connection.sock.flush()
+        if not is_kept or getattr(connection.parser.mesg.body.reader, "length", None) == 0:
+            return bool(is_kept)
+        try:  # the request was refused with its body unread
+            return bool(connection.parser.finish_body(time.monotonic() + CLIENT_TIMEOUT))
+        except ParseException:  # the rest makes no sense, and has had its one answer
             return False
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
@@ -95,7 +185,17 @@ class Worker(ThreadWorker):
             "Cache-Control: no-store",
             f"X-Request-Id: {request_id}",
         )
-        try:
-            util.write_nonblock(client, "\r\n".join((*head, "", body)).encode())
-        except OSError:
-            self.log.debug("the client is gone")
+        client.sendall("\r\n".join((*head, "", body)).encode())
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Close the connections that have been idle for too long, or all that are idle."""
+        now = math.inf if force else time.monotonic()
+        for descriptor, connection in self._idle.copy().items():
+            is_over = now >= min(connection.timeout, self._end_of_idling)
+            if is_over and self._idle.pop(descriptor, None) is not None:
+                connection.close()
+                self._count_closed()
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Have no connection idle after a time: the worker ends."""
+        self._end_of_idling = deadline

@@ -180,6 +180,42 @@ def test_silent_connections_take_no_thread(start_service: Callable[..., Service]
     assert "Traceback" not in service.output()
 
 
+def test_clients_that_do_not_hang_up_take_no_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=2)
+    clients = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(40)]
+    began = time.monotonic()
+    for client in clients:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert service.get("/healthz").status == 200
+    assert time.monotonic() - began < 2
+    for client in clients:
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert client.recv(1000) == b""
+
+    def flood() -> None:
+        while time.monotonic() - began < 10:
+            clients[0].sendall(b"x" * 2**16)
+
+    with pytest.raises(ConnectionError):
+        flood()
+    assert service.get("/healthz").status == 200
+    for client in clients:
+        client.close()
+    assert "Traceback" not in service.output()
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_turn(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=1)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client, client.makefile("rb") as answers:
+        request = "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: {}\r\n\r\n"
+        client.sendall("".join(request.format(number) for number in range(500)).encode())
+        for number in range(500):
+            head = b"".join(iter(answers.readline, b"\r\n"))
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"X-Request-Id: %d\r\n" % number in head
+            assert json.loads(answers.readline())["status"] == "ok"
+
+
 def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=16, before="ulimit -n 200;")
     [worker] = psutil.Process(service.process.pid).children()
@@ -188,7 +224,9 @@ def test_more_connections_than_files_end_no_worker(start_service: Callable[..., 
         clients.append(socket.create_connection(("127.0.0.1", service.port)))
     for client in clients[:100]:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        answer = client.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nConnection: close\r\n" in answer  # others wait for a connection
     for client in clients:
         client.close()
     wait_for(service.is_alive)

@@ -235,6 +235,23 @@ def test_sigterm_finishes_and_answers_what_is_in_flight(own_account: Account) ->
     assert own_account.count() == own_account.used() == 9
 
 
+def test_a_worker_that_ends_answers_on_the_connections_it_kept(own_account: Account) -> None:
+    process = own_account.service.process
+    address = ("127.0.0.1", own_account.service.port)
+    with socket.create_connection(address, timeout=10) as client, socket.create_connection(address, timeout=10) as idle:
+
+        def answer(connection: socket.socket) -> bytes:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            return connection.recv(1000)
+
+        assert b"\r\nConnection: keep-alive\r\n" in answer(idle)
+        process.send_signal(signal.SIGTERM)
+        while b"\r\nConnection: keep-alive\r\n" in (last := answer(client)):
+            pass
+        assert b"\r\nConnection: close\r\n" in last
+        assert process.wait(timeout=10) == 0
+
+
 def test_kills_under_load_lose_nothing_and_double_nothing(
     own_server: postgres.Server, own_account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
