@@ -72,12 +72,14 @@ AUTHENTICATE = """
       AND (expires_at IS NULL OR expires_at > now())
 """
 
-# Whether requests can be stored: the version of the schema, and what else can prevent it.
-READY = """
-    SELECT
-        version,
-        current_setting('transaction_read_only') = 'on',
-        (SELECT has_function_privilege(oid, 'EXECUTE') FROM pg_proc WHERE oid = to_regproc('store_events_3'))
+# Why requests can't be stored, or NULL.
+NOT_READY = """
+    SELECT CASE
+        WHEN max(version) IS DISTINCT FROM %(version)s THEN 'the schema is missing or of another version: run init-db'
+        WHEN current_setting('transaction_read_only') = 'on' THEN 'the database is read-only'
+        WHEN has_function_privilege(to_regproc('store_events_3'), 'EXECUTE') IS NOT TRUE
+            THEN 'the database role lacks a privilege'
+    END
     FROM schema_version
 """
 
@@ -162,13 +164,9 @@ class Storage:
     def check_ready(self) -> None:
         """Raise Unavailable, with a reason fit for strangers, unless requests can be stored."""
         with self.database.connection() as connection:
-            row = connection.execute(READY).fetchone()
-        if row is None or row[0] != SCHEMA_VERSION:
-            raise Unavailable("the schema is missing or of another version: run init-db")
-        if row[1]:
-            raise Unavailable("the database is read-only")
-        if not row[2]:
-            raise Unavailable("the database role lacks a privilege")
+            row = connection.execute(NOT_READY, {"version": SCHEMA_VERSION}).fetchone()
+        if row and row[0]:
+            raise Unavailable(row[0])
 
 
 def key_hash(key: str) -> bytes:
