@@ -34,7 +34,7 @@ loglevel = logconfig_dict["loggers"]["gunicorn.error"]["level"]
 statsd_host = _settings["STATSD_HOST"]
 statsd_prefix = "igris"
 control_socket_disable = True
-forwarded_allow_ips = "*"  # only this machine can connect, and nothing depends on what a proxy forwards
+forwarded_allow_ips = "*"  # nothing depends on what a proxy forwards; else each client's address would be parsed
 forwarder_headers = ""  # else a request's SCRIPT_NAME header would change its path
 
 
