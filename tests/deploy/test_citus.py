@@ -1,6 +1,7 @@
 """deploy/citus.sql on a real Citus cluster: TEST_CITUS_URL is its coordinator, with a superuser who needs no password
 between nodes. The tests make a database of their own on each node."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -293,7 +294,8 @@ def test_a_worker_that_is_away_harms_only_its_organizations(
         pytest.skip("the worker is on another machine")
     processes = [psutil.Process(postmaster), *psutil.Process(postmaster).children()]
     for process in processes:
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL ends some of its own accord
+            process.suspend()
     try:
         for _ in range(3):
             answers = at_once(8, lambda i: accounts[i].post(EVENT, Idempotency_Key="while-away"))
@@ -301,7 +303,8 @@ def test_a_worker_that_is_away_harms_only_its_organizations(
                 assert answer.status == (503 if port == ports[0] else 200)
     finally:
         for process in processes:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
     for account in accounts:
         wait_for(lambda account=account: account.post(EVENT, Idempotency_Key="while-away").status == 200)
         assert account.count() == account.used() == 2
