@@ -6,6 +6,7 @@ where it is called, `handle_request`, `nr_conns` and `method_queue`, and in `TCo
 
 import json
 import math
+import os
 import secrets
 import select
 import socket
@@ -13,13 +14,14 @@ import struct
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 CLIENT_TIMEOUT = 10
-"""Seconds without a byte from a client, or accepted by it."""
+"""Seconds without a byte from a client, or read by it."""
 HANG_UP_TIMEOUT = 2
 """Seconds that a client has to hang up after its last answer."""
 
@@ -32,17 +34,16 @@ _PARSE_ERRORS = {
 
 
 class ClientSocket(socket.socket):
-    """A blocking socket with a timeout, which makes fewer system calls than gunicorn asks for.
+    """A socket that waits CLIENT_TIMEOUT for its client to send, and never for it to read: `flush` sends the answers.
 
-    At each system call Python may run another thread first. So an answer, which gunicorn sends in two parts, is sent as
-    a whole by `flush`, and gunicorn's changes between blocking and not blocking are ignored.
+    It ignores how gunicorn sets it to block or not: at each system call Python may run another thread first.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(fileno=accepted.detach())
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_TIMEOUT, 0))
-        self._unsent = b""
+        self.unsent = b""
 
     def setblocking(self, flag: bool) -> None:
         """Do nothing."""
@@ -51,11 +52,12 @@ class ClientSocket(socket.socket):
         """Do nothing."""
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        self._unsent += data
+        self.unsent += data
 
     def flush(self) -> None:
-        data, self._unsent = self._unsent, b""
-        super().sendall(data)
+        """Send what the client takes without waiting."""
+        with suppress(BlockingIOError):
+            self.unsent = self.unsent[self.send(self.unsent, socket.MSG_DONTWAIT) :]
 
 
 class Connection(TConn):
@@ -66,13 +68,30 @@ class Connection(TConn):
     def __init__(self, cfg: Any, accepted: socket.socket, *addresses: Any) -> None:
         super().__init__(cfg, ClientSocket(accepted), *addresses)
         self.timeout = time.monotonic() + CLIENT_TIMEOUT
+        self.is_kept = False
+        """It can have another request after the present one."""
         self.hangs_up = False
+        """The last answer has been sent."""
 
     def hang_up(self) -> None:
         """Send the end of the last answer. If the socket were closed, the client might not get the answer either."""
         self.hangs_up, self.parser = True, None
         self.timeout = time.monotonic() + HANG_UP_TIMEOUT
         self.sock.shutdown(socket.SHUT_WR)
+
+    def awaited_event(self) -> int:
+        """Return what a thread has to wait for: that the client sends, or takes the rest of an answer.
+
+        A request that was read ahead has its turn when the client could take an answer.
+        """
+        is_read_ahead = self.parser and self.parser.unreader.buf.getvalue().strip(b"\r\n")
+        return select.EPOLLOUT if self.sock.unsent or is_read_ahead else select.EPOLLIN
+
+    def waits_for_thread(self) -> bool:
+        """Return whether the awaited event has come, and no thread was free."""
+        poll = select.poll()
+        poll.register(self.sock, self.awaited_event())
+        return not self.hangs_up and bool(poll.poll(0))
 
 
 class Settings:
@@ -94,15 +113,22 @@ class Worker(ThreadWorker):
     """
 
     cfg: Any
+    wsgi: Any
 
     def run(self) -> None:
         self.cfg = Settings(self.cfg)
+        self.wsgi = partial(self._call, self.wsgi)
         self._events = select.epoll()
         self._idle: dict[int, Connection] = {}
         self._end_of_idling = math.inf
+        self._is_over = False
         for _ in range(self.cfg.threads):
-            threading.Thread(target=self._serve, daemon=True).start()
-        super().run()
+            threading.Thread(target=self._serve).start()
+        try:
+            super().run()
+        finally:  # the process ends when its threads have answered their requests
+            self._is_over = True
+            self._events.register(os.eventfd(1), select.EPOLLIN)
 
     def accept(self, listener: Any) -> None:
         try:
@@ -115,30 +141,34 @@ class Worker(ThreadWorker):
         self._leave_idle(connection)
 
     def _leave_idle(self, connection: Connection) -> None:
-        descriptor = connection.sock.fileno()
-        # a request that was read ahead has its turn after those that wait already
-        is_read_ahead = connection.parser and connection.parser.unreader.buf.getvalue()
-        event = select.EPOLLOUT if is_read_ahead else select.EPOLLIN
+        descriptor, event = connection.sock.fileno(), connection.awaited_event()
         self._idle[descriptor] = connection
         with suppress(OSError):  # the main thread has closed it meanwhile
             self._events.modify(descriptor, event | select.EPOLLONESHOT)
 
     def _serve(self) -> None:
-        while True:
+        while not self._is_over:
             for descriptor, _ in self._events.poll(maxevents=1):
                 # whoever takes a connection out of the idle ones has it alone
                 if connection := self._idle.pop(descriptor, None):
                     self._advance(connection)
 
     def _advance(self, connection: Connection) -> None:
+        """Do for a connection what its client can't delay, except that it sends a request slowly."""
         is_open = True
         try:
             if connection.hangs_up:
-                is_open = bool(connection.sock.recv(2**16))
-            elif self._answer(connection):
-                connection.set_timeout()
+                is_open = bool(connection.sock.recv(2**16)) and time.monotonic() < connection.timeout
             else:
-                connection.hang_up()
+                if not connection.sock.unsent:
+                    connection.is_kept = self._answer(connection)
+                connection.sock.flush()
+                if connection.sock.unsent:
+                    connection.timeout = time.monotonic() + CLIENT_TIMEOUT
+                elif connection.is_kept:
+                    connection.set_timeout()
+                else:
+                    connection.hang_up()
         except (OSError, StopIteration):
             is_open = False
         if is_open:
@@ -151,7 +181,7 @@ class Worker(ThreadWorker):
         self.nr_conns -= 1
 
     def _answer(self, connection: Connection) -> bool:
-        """Answer a request, and return whether the connection can have another.
+        """Make the answer of a request, and return whether the connection can have another.
 
         Raises OSError or StopIteration if the client is gone.
         """
@@ -163,13 +193,15 @@ class Worker(ThreadWorker):
         except Exception as error:  # noqa: BLE001
             self.handle_error(None, connection.sock, connection.client, error)
             is_kept = False
-        connection.sock.flush()
-        if not is_kept or getattr(connection.parser.mesg.body.reader, "length", None) == 0:
-            return bool(is_kept)
-        try:  # the request was refused with its body unread
-            return bool(connection.parser.finish_body(time.monotonic() + CLIENT_TIMEOUT))
-        except ParseException:  # the rest makes no sense, and has had its one answer
-            return False
+        return bool(is_kept)
+
+    def _call(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        """Call the application, and end the connection if it has refused a request without reading the whole body."""
+        answer = application(environ, start_response)
+        reader = environ["wsgi.input"].reader
+        if getattr(reader, "length", None) or getattr(reader, "parser", None):
+            start_response.__self__.force_close()
+        return answer
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what is not HTTP with JSON. The log gets its kind, not its words: they may hold an API key."""
@@ -189,10 +221,15 @@ class Worker(ThreadWorker):
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Close the connections that have been idle for too long, or all that are idle."""
-        now = math.inf if force else time.monotonic()
+        now = time.monotonic()
         for descriptor, connection in self._idle.copy().items():
-            is_over = now >= min(connection.timeout, self._end_of_idling)
-            if is_over and self._idle.pop(descriptor, None) is not None:
+            timeout = connection.timeout if connection.hangs_up else min(connection.timeout, self._end_of_idling)
+            if (now < timeout and not force) or self._idle.pop(descriptor, None) is None:
+                continue
+            if connection.waits_for_thread() and not force:
+                connection.timeout = now + CLIENT_TIMEOUT
+                self._leave_idle(connection)
+            else:
                 connection.close()
                 self._count_closed()
 

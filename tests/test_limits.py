@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import pytest
@@ -202,6 +204,39 @@ def test_clients_that_do_not_hang_up_take_no_thread(start_service: Callable[...,
     for client in clients:
         client.close()
     assert "Traceback" not in service.output()
+
+
+def test_a_client_that_never_reads_takes_no_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", service.port))
+
+        def is_answered(requests: int) -> bool:
+            return service.output().count("openapi.yaml") == requests
+
+        def send_until_no_answer() -> None:
+            for requests in itertools.count(1):
+                client.sendall(b"GET /openapi.yaml HTTP/1.1\r\nHost: x\r\n\r\n")
+                wait_for(partial(is_answered, requests), seconds=1)
+
+        with pytest.raises(TimeoutError):  # the kernel holds as many answers as it can
+            send_until_no_answer()
+        began = time.monotonic()
+        assert service.get("/healthz").status == 200
+        assert time.monotonic() - began < 2
+
+
+def test_a_refused_request_whose_body_does_not_come_takes_no_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=1)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+        answer = client.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"\r\nConnection: close\r\n" in answer
+        began = time.monotonic()
+        assert service.get("/healthz").status == 200
+        assert time.monotonic() - began < 2
 
 
 def test_requests_that_are_sent_ahead_are_answered_in_turn(start_service: Callable[..., Service]) -> None:

@@ -1,5 +1,6 @@
 """The worst day: processes die, PostgreSQL goes away, clients leave. Nothing acknowledged is lost, nothing doubled."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -223,16 +224,36 @@ def test_clients_that_stop_in_the_middle_are_given_up(account: Account, start_se
     assert account.count() == 1
 
 
-def test_sigterm_finishes_and_answers_what_is_in_flight(own_account: Account) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_finishes_and_answers_what_is_in_flight(own_account: Account, number: signal.Signals) -> None:
     with ThreadPoolExecutor(8) as pool:
         with LockedUsageRow(own_account):
             waiting = [pool.submit(own_account.post, EVENT) for _ in range(8)]
             wait_for(lambda: waiting_for_locks(own_account) == 8)
-            own_account.service.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: "Handling signal: term" in own_account.service.output())
+            own_account.service.process.send_signal(number)
+            wait_for(lambda: "Handling signal:" in own_account.service.output())
         assert {future.result().status for future in waiting} == {200}
     assert own_account.service.process.wait(timeout=30) == 0
     assert own_account.count() == own_account.used() == 9
+
+
+def test_a_stop_answers_what_waits_for_a_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=1)
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        idle, slow, queued = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=10)) for _ in range(3)
+        )
+        idle.sendall(request)
+        assert idle.recv(1000).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(request[:9])
+        queued.sendall(request)
+        service.process.send_signal(signal.SIGTERM)
+        assert idle.recv(1000) == b""
+        slow.sendall(request[9:])
+        assert slow.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert queued.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert service.process.wait(timeout=10) == 0
 
 
 def test_a_worker_that_ends_answers_on_the_connections_it_kept(own_account: Account) -> None:
