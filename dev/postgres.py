@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -161,16 +162,18 @@ def _reachable_copy(programs: Path, account: pwd.struct_passwd | None) -> Path:
     """Return the folder of the programs, or for a user who can't enter it, a copy in ROOTS_FOLDER."""
     if not account or _reaches(account, programs / "postgres"):
         return programs
-    copy = ROOTS_FOLDER / "postgresql-18"
+    package = programs.parents[1]
+    copy = ROOTS_FOLDER / f"{package.name}-{version(package.name)}"
     if not copy.exists():
         ROOTS_FOLDER.mkdir(mode=0o755, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=ROOTS_FOLDER))
-        shutil.copytree(programs.parent, unfinished / "copy")
+        for folder in (package, package.with_name(f"{package.name}.libs")):  # the programs look for libraries there
+            shutil.copytree(folder, unfinished / "copy" / folder.name)
         for path in [unfinished / "copy", *(unfinished / "copy").rglob("*")]:
             path.chmod(path.stat().st_mode | 0o055 if path.is_dir() else path.stat().st_mode | 0o044)
         (unfinished / "copy").rename(copy)
         unfinished.rmdir()
-    return copy / "bin"
+    return copy / programs.relative_to(package.parent)
 
 
 def _read_pid_file(data: Path) -> list[str]:

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dev import postgres
 from dev.service import ROOT, free_port, wait_for
 
 PARTS = ["*.py", "requirements.txt", "schema.sql", "openapi.yaml", "Procfile", "commands", "dev", "migrations"]
@@ -96,6 +98,23 @@ def test_a_port_that_can_not_be_had_is_one_line(clone: Path) -> None:
             assert done.returncode == 1
             assert done.stderr.startswith(f"make run: {line}")
             assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom PostgreSQL runs as another user")
+def test_roots_copy_of_postgresql_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made where the folder of the project is closed to that user."""
+    account = postgres._account()
+    assert account
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(postgres, "ROOTS_FOLDER", Path(folder))
+        monkeypatch.setattr(postgres, "_reaches", lambda account, path: False)
+        programs = postgres._reachable_copy(postgres.embedded_programs(), account)
+        assert programs.is_relative_to(folder)
+        for program in ("initdb", "postgres", "pg_dump"):
+            subprocess.run(
+                [programs / program, "--version"], user=account.pw_uid, check=True, stdout=subprocess.DEVNULL
+            )
 
 
 def test_a_run_of_the_tests_that_is_terminated_leaves_no_process() -> None:
