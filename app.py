@@ -247,7 +247,7 @@ def create_app() -> Flask:
         settings["DATABASE_URL"],
         settings["THREADS"],
         settings["IDEMPOTENCY_DAYS"],
-        prepare=settings["PREPARED_STATEMENTS"],
+        prepare=settings["PREPARED_STATEMENTS"] == "on",
     )
     logs.init_app(app, settings["LOG_LEVEL"])
     app.register_error_handler(Exception, error_response)

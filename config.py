@@ -41,10 +41,10 @@ def quota(text: str) -> int | None:
         raise ValueError(f"{error}, or unlimited") from None
 
 
-def _switch(text: str) -> bool:
+def _switch(text: str) -> str:
     if text not in ("on", "off"):
         raise ValueError("must be on or off")
-    return text == "on"
+    return text
 
 
 def _statsd_host(text: str) -> str | None:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Send the events of an NDJSON file with curl: KEY=ig_... send.sh URL FILE
 #
-# The request is repeated, with the one Idempotency-Key, when there is no answer, at 5xx, and at a 429 with Retry-After: that
-# is nginx's rate limit, and the quota's has none. The exit status is 0 if the events are stored, else 1.
+# The request is repeated, with the one Idempotency-Key, when there is no answer, at 408, 500, 502, 503 and 504, and at a 429
+# with Retry-After: that is nginx's rate limit, and the quota's has none. The exit status is 0 if the events are stored, else 1.
 set -eu
 key=$(cat /proc/sys/kernel/random/uuid)
 answer=$(mktemp)
