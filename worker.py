@@ -113,11 +113,13 @@ class Worker(ThreadWorker):
     """
 
     cfg: Any
+    log: Any
     wsgi: Any
 
     def run(self) -> None:
         self.cfg = Settings(self.cfg)
         self.wsgi = partial(self._call, self.wsgi)
+        self.log._access_log_enabled = False  # gunicorn makes its line even if nothing writes it; logs.py has ours
         self._events = select.epoll()
         self._idle: dict[int, Connection] = {}
         self._end_of_idling = math.inf
