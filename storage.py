@@ -198,6 +198,7 @@ def store_batch(
         idempotency_days,
     )
     parameters = [None if text is None else str(text).encode() for text in texts]
+    was_exceeded = batch.idempotency_key is None
     for _ in range(MAX_ATTEMPTS):
         try:
             with connection.transaction() if lock_timeout else nullcontext():
@@ -216,8 +217,10 @@ def store_batch(
                 return StoreResult(ingested or 0, remaining, outcome == b"replayed")
             case b"key_reused":
                 raise KeyReused
-            case b"quota_exceeded":
+            case b"quota_exceeded" if was_exceeded:
                 raise QuotaExceeded(remaining)
+            case b"quota_exceeded":  # by the same batch, if it came in between: then its key is there now
+                was_exceeded = True
             case _:
                 raise Unauthorized
     raise Unavailable("concurrent requests win the race again and again")

@@ -60,6 +60,11 @@ class LockedUsageRow:
         self.blocker.close()
 
 
+def waiting_for_locks(account: Account) -> int:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return int(account.execute(query)[0][0])
+
+
 def flask(
     *arguments: str, database_url: str | None, stdin: str | None = None, cwd: Path | str = ROOT, **environ: str
 ) -> subprocess.CompletedProcess[str]:

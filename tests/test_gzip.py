@@ -76,7 +76,7 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(
     new_account: Callable[..., Account], start_service: Callable[..., Service]
 ) -> None:
     limit = 2**20
-    service = start_service(MAX_BODY_BYTES=limit, WEB_CONCURRENCY=1)
+    service = start_service(MAX_BODY_BYTES=limit, WEB_CONCURRENCY=1, THREADS=1)
     account = new_account(service=service)
     account.post(EVENT)
     [worker] = psutil.Process(service.process.pid).children()

@@ -261,7 +261,7 @@ def test_more_connections_than_files_end_no_worker(start_service: Callable[..., 
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = client.recv(1000)
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"\r\nConnection: close\r\n" in answer  # others wait for a connection
+    assert b"\r\nConnection: close\r\n" in answer  # others wait for a connection
     for client in clients:
         client.close()
     wait_for(service.is_alive)

@@ -23,7 +23,7 @@ from database import ANSWER_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT
 from dev import postgres
 from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
 from storage import Storage
-from tests.support import Account, LockedUsageRow, assert_refused
+from tests.support import Account, LockedUsageRow, assert_refused, waiting_for_locks
 
 
 @pytest.fixture
@@ -44,11 +44,6 @@ def own_account(own_server: postgres.Server, start_service: Callable[..., Servic
 def assert_unavailable(answer: Answer) -> None:
     assert_refused(answer, 503, "Service unavailable")
     assert 1 <= int(answer.headers["Retry-After"]) <= 5
-
-
-def waiting_for_locks(account: Account) -> int:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    return int(account.execute(query)[0][0])
 
 
 def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, own_account: Account) -> None:

@@ -1,15 +1,18 @@
 """Idempotency-Key: a retried request stores nothing twice, and is answered as it was."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from commands.keys import list_keys, revoke_key
 from commands.quota import set_quota
 from database import Connection
-from dev.service import EVENT, Answer, at_once
-from tests.support import Account, assert_refused
+from dev.service import EVENT, Answer, at_once, wait_for
+from tests.support import Account, assert_refused, waiting_for_locks
 
 
 def is_replayed(answer: Answer) -> bool:
@@ -32,6 +35,23 @@ def test_16_identical_requests_at_once_store_once(new_account: Callable[..., Acc
     assert {answer.status for answer in answers} == {200}
     assert len({answer.body for answer in answers}) == 1
     assert sum(map(is_replayed, answers)) == 15
+    assert account.count() == account.used() == 1
+
+
+def test_a_retry_is_answered_the_same_though_the_first_request_has_just_used_up_the_quota(
+    new_account: Callable[..., Account],
+) -> None:
+    account = new_account(quota=1)
+    body = json.dumps(EVENT).encode()
+    first = "SELECT outcome FROM store_events_3(%s, NULL, 'raw', %s, NULL, 1, 'once', %s, 7)"
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(account.service.database_url) as connection:
+        connection.execute("LOCK TABLE monthly_usage")
+        retry = pool.submit(account.post, body, Idempotency_Key="once")
+        wait_for(lambda: waiting_for_locks(account) == 1)  # it has looked for its key
+        parameters = [account.org_id, f"[{body.decode()}]", hashlib.sha256(body).digest()]
+        assert connection.execute(first, parameters).fetchall() == [("stored",)]
+        connection.commit()
+        assert (retry.result().status, is_replayed(retry.result())) == (200, True)
     assert account.count() == account.used() == 1
 
 
