@@ -61,7 +61,7 @@ class ClientSocket(socket.socket):
 
 
 class Connection(TConn):
-    """A connection to a client. While it is idle, no thread waits for it."""
+    """A connection to a client. While nothing can be done for it, it is idle, and no thread waits for it."""
 
     parser: Any
 
@@ -74,15 +74,15 @@ class Connection(TConn):
         """The last answer has been sent."""
 
     def hang_up(self) -> None:
-        """Send the end of the last answer. If the socket were closed, the client might not get the answer either."""
+        """Tell the client that nothing follows. Closing could take its last answer away (RFC 9112, section 9.6)."""
         self.hangs_up, self.parser = True, None
         self.timeout = time.monotonic() + HANG_UP_TIMEOUT
         self.sock.shutdown(socket.SHUT_WR)
 
     def awaited_event(self) -> int:
-        """Return what a thread has to wait for: that the client sends, or takes the rest of an answer.
+        """Return what has to happen before a thread can go on: the client sends, or can take more of an answer.
 
-        A request that was read ahead has its turn when the client could take an answer.
+        For a request that was read ahead it is the second, so that it has its turn after those that wait already.
         """
         is_read_ahead = self.parser and self.parser.unreader.buf.getvalue().strip(b"\r\n")
         return select.EPOLLOUT if self.sock.unsent or is_read_ahead else select.EPOLLIN
@@ -156,7 +156,7 @@ class Worker(ThreadWorker):
                     self._advance(connection)
 
     def _advance(self, connection: Connection) -> None:
-        """Do for a connection what its client can't delay, except that it sends a request slowly."""
+        """Answer a request, send more of its answer, or read on until the client hangs up."""
         is_open = True
         try:
             if connection.hangs_up:
@@ -189,13 +189,12 @@ class Worker(ThreadWorker):
         """
         try:
             connection.init()
-            is_kept = self.handle_request(next(connection.parser), connection)
+            return bool(self.handle_request(next(connection.parser), connection))
         except (OSError, StopIteration):
             raise
         except Exception as error:  # noqa: BLE001
             self.handle_error(None, connection.sock, connection.client, error)
-            is_kept = False
-        return bool(is_kept)
+            return False
 
     def _call(self, application: Any, environ: dict[str, Any], start_response: Any) -> Any:
         """Call the application, and end the connection if it has refused a request without reading the whole body."""
