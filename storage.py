@@ -198,7 +198,7 @@ def store_batch(
         idempotency_days,
     )
     parameters = [None if text is None else str(text).encode() for text in texts]
-    was_exceeded = batch.idempotency_key is None
+    was_exceeded = False
     for _ in range(MAX_ATTEMPTS):
         try:
             with connection.transaction() if lock_timeout else nullcontext():
@@ -217,9 +217,9 @@ def store_batch(
                 return StoreResult(ingested or 0, remaining, outcome == b"replayed")
             case b"key_reused":
                 raise KeyReused
-            case b"quota_exceeded" if was_exceeded:
+            case b"quota_exceeded" if was_exceeded or batch.idempotency_key is None:
                 raise QuotaExceeded(remaining)
-            case b"quota_exceeded":  # by the same batch, if it came in between: then its key is there now
+            case b"quota_exceeded":  # perhaps by the same batch, after its key was looked for: ask once more
                 was_exceeded = True
             case _:
                 raise Unauthorized

@@ -1,7 +1,8 @@
 """gunicorn's worker: threads that wait for requests, timeouts for clients, and errors as JSON.
 
-It uses private parts of gunicorn 27's gthread worker. At an upgrade check in `ThreadWorker` what is overridden here and
-where it is called, `handle_request`, `nr_conns` and `method_queue`, and in `TConn` its arguments, `init` and `parser`.
+It uses private parts of gunicorn 27. At an upgrade check in `ThreadWorker` what is overridden here and what calls it,
+`handle_request`, `nr_conns`, `max_keepalived` (for gunicorn.conf.py) and `method_queue`; in `TConn` its arguments,
+`init`, `parser` and `set_timeout`; the readers of bodies that `_call` looks at; and `_access_log_enabled`.
 """
 
 import json
@@ -41,7 +42,7 @@ class ClientSocket(socket.socket):
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(fileno=accepted.detach())
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # gunicorn itself sends "100 Continue", and may wait
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_TIMEOUT, 0))
         self.unsent = b""
 
@@ -94,14 +95,14 @@ class Connection(TConn):
         return not self.hangs_up and bool(poll.poll(0))
 
 
-class Settings:
+class CachedConfig:
     """gunicorn's settings, each looked up once: gunicorn looks up thirty for each request, and slowly."""
 
-    def __init__(self, settings: Any) -> None:
-        self._settings = settings
+    def __init__(self, config: Any) -> None:
+        self._config = config
 
     def __getattr__(self, name: str) -> Any:
-        value = self.__dict__[name] = getattr(self._settings, name)
+        value = self.__dict__[name] = getattr(self._config, name)
         return value
 
 
@@ -117,7 +118,7 @@ class Worker(ThreadWorker):
     wsgi: Any
 
     def run(self) -> None:
-        self.cfg = Settings(self.cfg)
+        self.cfg = CachedConfig(self.cfg)
         self.wsgi = partial(self._call, self.wsgi)
         self.log._access_log_enabled = False  # gunicorn makes its line even if nothing writes it; logs.py has ours
         self._events = select.epoll()

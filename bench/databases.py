@@ -6,7 +6,6 @@ Each database gets 8 organizations with unlimited quotas; on Citus run `init-db`
 are medians of ROUNDS (3), each of SECONDS (3) on every database in turn.
 """
 
-import os
 import statistics
 import sys
 import tempfile
@@ -14,11 +13,9 @@ import uuid
 from pathlib import Path
 
 from bench import load
-from bench.run import bodies
+from bench.run import ROUNDS, SECONDS, bodies
 from dev.service import Service, set_up
 
-SECONDS = float(os.environ.get("SECONDS", "3"))
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
 CONNECTIONS = 8
 ORGANIZATIONS = 8
 
