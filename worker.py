@@ -116,6 +116,7 @@ class Worker(ThreadWorker):
     cfg: Any
     log: Any
     wsgi: Any
+    _end_of_idling = math.inf
 
     def run(self) -> None:
         self.cfg = CachedConfig(self.cfg)
@@ -123,11 +124,10 @@ class Worker(ThreadWorker):
         self.log._access_log_enabled = False  # gunicorn makes its line even if nothing writes it; logs.py has ours
         self._events = select.epoll()
         self._idle: dict[int, Connection] = {}
-        self._end_of_idling = math.inf
         self._is_over = False
-        for _ in range(self.cfg.threads):
-            threading.Thread(target=self._serve).start()
         try:
+            for _ in range(self.cfg.threads):
+                threading.Thread(target=self._serve).start()
             super().run()
         finally:  # the process ends when its threads have answered their requests
             self._is_over = True
@@ -237,4 +237,12 @@ class Worker(ThreadWorker):
 
     def _cap_keepalive(self, deadline: float) -> None:
         """Have no connection idle after a time: the worker ends."""
-        self._end_of_idling = deadline
+        self._end_of_idling = min(self._end_of_idling, deadline)
+        self.murder_keepalived()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """End as at SIGTERM, without waiting for idle connections. gunicorn's own raises SystemExit, and again at the
+        next Ctrl-C, wherever the main thread is: then requests are cut, or threads never end.
+        """
+        self._end_of_idling = 0
+        self.handle_exit(sig, frame)

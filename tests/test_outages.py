@@ -219,6 +219,20 @@ def test_clients_that_stop_in_the_middle_are_given_up(account: Account, start_se
     assert account.count() == 1
 
 
+def test_a_second_ctrl_c_cuts_no_request(own_account: Account) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        with LockedUsageRow(own_account):
+            waiting = [pool.submit(own_account.post, EVENT) for _ in range(8)]
+            wait_for(lambda: waiting_for_locks(own_account) == 8)
+            for _ in range(2):  # a terminal sends it to all processes
+                os.killpg(own_account.service.process.pid, signal.SIGINT)
+                own_account.execute("SELECT pg_sleep(0.2)")
+        statuses = [future.result().status for future in waiting]
+    assert set(statuses) <= {200, 503}  # some may have waited too long for the lock
+    assert own_account.service.process.wait(timeout=30) == 0
+    assert own_account.count() == own_account.used() == 1 + statuses.count(200)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_and_answers_what_is_in_flight(own_account: Account, number: signal.Signals) -> None:
     with ThreadPoolExecutor(8) as pool:
