@@ -10,7 +10,7 @@ COPY *.py schema.sql openapi.yaml Procfile ./
 COPY commands commands
 COPY migrations migrations
 COPY deploy deploy
-ENV PATH=/opt/venv/bin:$PATH FLASK_APP=/opt/igris-ingest/app.py PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH FLASK_APP=/opt/igris-ingest/app.py PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 FLASK_SKIP_DOTENV=1
 USER igris-ingest
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
