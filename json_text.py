@@ -27,25 +27,25 @@ class TooLarge(Exception):
     """A body has more of something than a body may have. The argument says how much it may have."""
 
 
-def check_value_count(body: bytes, max_values: int) -> None:
-    """Raise TooLarge if a JSON text has more than `max_values` values, before anything is built from it.
+def check_value_count(texts: list[bytes], max_values: int) -> None:
+    """Raise TooLarge if the JSON texts of a body have more than `max_values` values, before anything is built from them.
 
     Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
     """
     if (
-        len(body) > max_values
-        and _count_values(body) > max_values
-        and _count_values(_outside_strings(body)) > max_values
+        sum(map(len, texts)) > max_values
+        and sum(map(_count_values, texts)) > max_values
+        and sum(_count_values(_outside_strings(text)) for text in texts) > max_values
     ):
         raise TooLarge(f"The body must have at most {max_values} JSON values")
 
 
-def _count_values(body: bytes) -> int:
-    return body.count(b",") + body.count(b"{") + body.count(b"[")
+def _count_values(text: bytes) -> int:
+    return text.count(b",") + text.count(b"{") + text.count(b"[")
 
 
-def _outside_strings(body: bytes) -> bytes:
-    return b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+def _outside_strings(text: bytes) -> bytes:
+    return b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
 
 
 class Parser:

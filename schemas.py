@@ -7,6 +7,7 @@ fast; marshmallow collects the messages of the events that fail.
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, pre_load
@@ -206,9 +207,12 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
     An object with the key `events` and an array are batches; anything else is one event. Raises InvalidJSON,
     TooLarge, and InvalidEvents if there is no list of 1 to `max_events` events, or if the only event is invalid.
     """
-    check_value_count(body, max_values)
     data: Any
-    text, data = _parse_lines(body, max_events) if ndjson else Parser().parse(body)
+    if ndjson:
+        text, data = _parse_lines(body, max_events, max_values)
+    else:
+        check_value_count([body], max_values)
+        text, data = Parser().parse(body)
     has_events = type(data) is dict and "events" in data
     events, path = (data["events"], "events") if has_events else (data, "")
     if type(events) is not list:
@@ -231,15 +235,15 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
     return batch
 
 
-def _parse_lines(body: bytes, max_events: int) -> tuple[str, list[Any]]:
-    """Return the lines as the text of a JSON array, and their values."""
+def _parse_lines(body: bytes, max_events: int, max_values: int) -> tuple[str, list[Any]]:
+    """Return the lines as the text of a JSON array, and their values. Raises TooLarge."""
+    lines = list(islice(re.finditer(rb"[^ \t\r\n][^\n]*", body), max_events + 1))  # one too many refuses the batch
+    check_value_count([line[0] for line in lines], max_values)
     texts: list[str] = []
     events: list[Any] = []
     parser = Parser()
     number, counted = 1, 0
-    for line in re.finditer(rb"[^ \t\r\n][^\n]*", body):
-        if len(events) > max_events:  # one event too many is enough to refuse the batch
-            break
+    for line in lines:
         try:
             text, event = parser.parse(line[0])
         except InvalidJSON as error:

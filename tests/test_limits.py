@@ -52,6 +52,19 @@ def test_the_limit_is_a_setting_and_counts_no_strings(
     assert account.count() == 8
 
 
+@pytest.mark.parametrize("headers", [{}, {"Prefer": "handling=lenient"}])
+def test_the_values_of_each_line_are_counted_by_themselves(
+    new_account: Callable[..., Account], start_service: Callable[..., Service], headers: dict[str, str]
+) -> None:
+    account = new_account(service=start_service(MAX_BODY_VALUES=20, WEB_CONCURRENCY=1))
+    event = json.dumps({**EVENT, "metadata": {"a": [0] * 20}}).encode()
+    for faulty in (b'"', b'{"', b'"\\"'):
+        answer = account.post(faulty + b"\n" + event, Content_Type="application/x-ndjson", **headers)
+        assert_refused(answer, 413, "Payload too large", account)
+    few = b"\n".join([b'"', json.dumps(EVENT).encode(), b" "] * 3)
+    assert account.post(few, Content_Type="application/x-ndjson", Prefer="handling=lenient").json["data"]["ingested"] == 3
+
+
 def test_ten_thousand_events_with_thirty_members_each_pass(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=None)
     event = {**EVENT, "timestamp": "2026-03-19T10:00:00Z", "metadata": {f"member_{i}": i for i in range(30)}}
