@@ -28,7 +28,7 @@ class TooLarge(Exception):
 
 
 def check_value_count(texts: list[bytes], max_values: int) -> None:
-    """Raise TooLarge if the JSON texts of a body have more than `max_values` values, before anything is built from them.
+    """Raise TooLarge if a body's JSON texts have more than `max_values` values, before anything is built from them.
 
     Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
     """

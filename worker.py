@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ CLIENT_TIMEOUT = 10
 """Seconds without a byte from a client, or read by it."""
 HANG_UP_TIMEOUT = 2
 """Seconds that a client has to hang up after its last answer."""
+MAX_UNSENT = 2**26
+"""Bytes of answers that a worker keeps for clients that are slow to read."""
 
 _PARSE_ERRORS = {
     LimitRequestLine: (414, "URI too long"),
@@ -37,7 +40,7 @@ _PARSE_ERRORS = {
 class ClientSocket(socket.socket):
     """A socket that waits CLIENT_TIMEOUT for its client to send, and never for it to read: `flush` sends the answers.
 
-    It ignores how gunicorn sets it to block or not: at each system call Python may run another thread first.
+    It ignores gunicorn's setblocking and settimeout: at each system call Python may switch to another thread.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -83,7 +86,7 @@ class Connection(TConn):
     def awaited_event(self) -> int:
         """Return what has to happen before a thread can go on: the client sends, or can take more of an answer.
 
-        For a request that was read ahead it is the second, so that it has its turn after those that wait already.
+        A request that was read ahead waits to send, which it can at once: its turn comes after those that wait already.
         """
         is_read_ahead = self.parser and self.parser.unreader.buf.getvalue().strip(b"\r\n")
         return select.EPOLLOUT if self.sock.unsent or is_read_ahead else select.EPOLLIN
@@ -117,12 +120,15 @@ class Worker(ThreadWorker):
     log: Any
     wsgi: Any
     _end_of_idling = math.inf
+    _next_look = 0.0
 
     def run(self) -> None:
         self.cfg = CachedConfig(self.cfg)
         self.wsgi = partial(self._call, self.wsgi)
         self.log._access_log_enabled = False  # gunicorn makes its line even if nothing writes it; logs.py has ours
         self._events = select.epoll()
+        self._end = os.eventfd(0)
+        self._events.register(self._end, select.EPOLLIN)
         self._idle: dict[int, Connection] = {}
         self._is_over = False
         try:
@@ -131,7 +137,7 @@ class Worker(ThreadWorker):
             super().run()
         finally:  # the process ends when its threads have answered their requests
             self._is_over = True
-            self._events.register(os.eventfd(1), select.EPOLLIN)
+            os.eventfd_write(self._end, 1)
 
     def accept(self, listener: Any) -> None:
         try:
@@ -140,8 +146,8 @@ class Worker(ThreadWorker):
             return
         self.nr_conns += 1
         connection = Connection(self.cfg, accepted, address, listener.getsockname())
-        self._events.register(connection.sock, select.EPOLLONESHOT)
-        self._leave_idle(connection)
+        self._idle[connection.sock.fileno()] = connection
+        self._events.register(connection.sock, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _leave_idle(self, connection: Connection) -> None:
         descriptor, event = connection.sock.fileno(), connection.awaited_event()
@@ -168,6 +174,7 @@ class Worker(ThreadWorker):
                 connection.sock.flush()
                 if connection.sock.unsent:
                     connection.timeout = time.monotonic() + CLIENT_TIMEOUT
+                    is_open = sum(len(each.sock.unsent) for each in list(self._idle.values())) < MAX_UNSENT
                 elif connection.is_kept:
                     connection.set_timeout()
                 else:
@@ -206,29 +213,30 @@ class Worker(ThreadWorker):
         return answer
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what is not HTTP with JSON. The log gets its kind, not its words: they may hold an API key."""
+        """Answer what is not HTTP with JSON. The log gets the error's kind, not its words: they may hold an API key."""
         status, error = next(answer for kind, answer in _PARSE_ERRORS.items() if isinstance(exc, kind))
         request_id = secrets.token_hex(16)
-        self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
+        trace = "".join(["\n", *traceback.format_tb(exc.__traceback__)]).rstrip() if status == 500 else ""
+        self.log.warning("%s %s: %s%s", request_id, status, type(exc).__name__, trace)
         body = json.dumps({"error": error}) + "\n"
         head = (
-            f"HTTP/1.1 {status} {error}",
-            "Connection: close",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
-            f"X-Request-Id: {request_id}",
+            f"HTTP/1.1 {status} {error}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Request-Id: {request_id}\r\n\r\n"
         )
-        client.sendall("\r\n".join((*head, "", body)).encode())
+        client.sendall((head + body).encode())
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close the connections that have been idle for too long, or all that are idle."""
+        """Close the connections that have been idle for too long. gunicorn calls it also at each new connection."""
         now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + 0.5
         for descriptor, connection in self._idle.copy().items():
-            timeout = connection.timeout if connection.hangs_up else min(connection.timeout, self._end_of_idling)
-            if (now < timeout and not force) or self._idle.pop(descriptor, None) is None:
+            is_answered = not connection.hangs_up and not connection.sock.unsent
+            timeout = min(connection.timeout, self._end_of_idling) if is_answered else connection.timeout
+            if now < timeout or self._idle.pop(descriptor, None) is None:
                 continue
-            if connection.waits_for_thread() and not force:
+            if connection.waits_for_thread():
                 connection.timeout = now + CLIENT_TIMEOUT
                 self._leave_idle(connection)
             else:
@@ -236,13 +244,15 @@ class Worker(ThreadWorker):
                 self._count_closed()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Have no connection idle after a time: the worker ends."""
+        """Close what is idle at a time, for the worker ends."""
         self._end_of_idling = min(self._end_of_idling, deadline)
+        self._next_look = 0
         self.murder_keepalived()
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """End as at SIGTERM, without waiting for idle connections. gunicorn's own raises SystemExit, and again at the
-        next Ctrl-C, wherever the main thread is: then requests are cut, or threads never end.
+        """End as at SIGTERM, without waiting for idle connections.
+
+        gunicorn's own raises SystemExit at each Ctrl-C, wherever the main thread is: it cuts requests, or hangs.
         """
         self._end_of_idling = 0
         self.handle_exit(sig, frame)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from dev.service import EVENT, PATH, ROOT, WEB, Service, at_once, wait_for
-from tests.support import Account
+from tests.support import Account, assert_refused
 
 
 def access_lines(service: Service, count: int) -> list[dict[str, object]]:
@@ -142,3 +142,18 @@ def test_neither_keys_nor_bodies_are_logged(
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines if line["path"] == PATH] == [200, 400, 400, 400, 200, 200, 401]
     assert all(line["requestId"] for line in lines)
+
+
+def fail(environ: dict[str, str], start_response: Callable[..., object]) -> list[bytes]:
+    """A WSGI application with a defect."""
+    if environ["PATH_INFO"] != "/healthz":
+        raise RuntimeError(environ["HTTP_AUTHORIZATION"])
+    start_response("200 OK", [])
+    return []
+
+
+def test_a_defect_outside_flask_is_answered_and_traced(start_service: Callable[..., Service]) -> None:
+    service = start_service(application="tests.test_logs:fail")
+    assert_refused(service.post(EVENT, "ig_secret"), 500, "Internal server error")
+    assert "in fail" in service.output()
+    assert "ig_secret" not in service.output()
