@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Flask, Request, Response, current_app, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.http import parse_list_header
 from werkzeug.routing import MapAdapter
 
@@ -32,36 +32,15 @@ IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0
 ingest = Blueprint("ingest", __name__)
 
 
-class NoApiKey(storage.Unauthorized):
-    """The request has no API key."""
-
-
 @ingest.before_request
 def authenticate() -> None:
     """Find the request's API key. This runs before the body is read, so a stranger can't make us read one."""
     scheme, _, key = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    if scheme.lower() != "bearer" or not (key := key.strip()):
-        raise NoApiKey
-    if not API_KEY.fullmatch(key):
+    g.key = key.strip() if scheme.lower() == "bearer" else ""
+    if not API_KEY.fullmatch(g.key):
         raise storage.Unauthorized
-    g.key, g.api_key, line = key, current_storage().identify(key), g.access_line
-    line.apiKeyId, line.organization = g.api_key
-
-
-@ingest.after_request
-def recheck_key(response: Response) -> Response:
-    """Refuse a request whose key was known from memory and has been revoked since.
-
-    Storing checks the key itself, so only refusals without it are checked here. Errors raised in after_request bypass
-    Flask's handlers, hence the direct call.
-    """
-    if response.status_code < 400 or response.status_code in (422, 429, 503) or "key" not in g:
-        return response
-    try:
-        current_storage().authenticate(g.key)
-    except (storage.Unauthorized, database.Unavailable) as error:
-        return error_response(error)
-    return response
+    g.api_key = current_storage().identify(g.key)
+    g.access_line.apiKeyId, g.access_line.organization = g.api_key
 
 
 @ingest.post("/api/v1/ingest/raw")
@@ -70,11 +49,17 @@ def ingest_raw() -> Response:
 
     With `Prefer: handling=lenient` the valid events are stored, and the others listed.
     """
-    batch, data = load()
-    lenient = prefers_lenient()
-    if batch.error_counts and not lenient:
-        raise schemas.InvalidEvents(batch.details(), len(batch.events))
-    return answer(batch, store(batch, data), lenient)
+    try:
+        batch, data = load()
+        lenient = prefers_lenient()
+        if batch.error_counts and not lenient:
+            raise schemas.InvalidEvents(batch.details(), len(batch.events))
+        return answer(batch, store(batch, data), lenient)
+    except (storage.Unauthorized, storage.QuotaExceeded, storage.KeyReused, database.Unavailable):
+        raise  # PostgreSQL has seen the key, or can't be asked
+    except Exception:
+        current_storage().authenticate(g.key)  # it may have been revoked since it was remembered
+        raise
 
 
 def load() -> tuple[schemas.Batch, bytes]:
@@ -174,11 +159,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
     database.DataRejected: (400, "Invalid JSON", "{}"),
     schemas.InvalidEvents: (400, "Validation failed", ""),
-    storage.KeyReused: (
-        422,
-        "Idempotency-Key reused",
-        "The key was used with another body: send this one under a key of its own",
-    ),
+    storage.KeyReused: (422, "Idempotency-Key reused", "It was used with another body: send this one under a new key"),
     storage.QuotaExceeded: (429, "Quota exceeded", "The month's quota has room for {} more event(s)"),
     database.Unavailable: (503, "Service unavailable", ""),
     Exception: (500, "Internal server error", ""),
@@ -188,8 +169,6 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
 def error_response(error: Exception) -> Response:
     """Make the response of an exception, the one shape that all errors have."""
     status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
-    if isinstance(error, HTTPException) and status == 500:
-        status, name = error.code or 500, error.name.capitalize()
     details = [{"field": "", "message": detail.format(*error.args)}] if detail else []
     meta: dict[str, Any] = {}
     headers: dict[str, str] = {}
@@ -197,7 +176,7 @@ def error_response(error: Exception) -> Response:
         case MethodNotAllowed():
             headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         case storage.Unauthorized():
-            sent = "" if isinstance(error, NoApiKey) else ', error="invalid_token"'
+            sent = ', error="invalid_token"' if g.key else ""
             headers["WWW-Authenticate"] = f'Bearer realm="igris"{sent}'
         case body.UnsupportedMediaType():
             headers["Accept" if error.args[0] == "Content-Type" else "Accept-Encoding"] = error.args[1]

@@ -41,12 +41,6 @@ def quota(text: str) -> int | None:
         raise ValueError(f"{error}, or unlimited") from None
 
 
-def _switch(text: str) -> str:
-    if text not in ("on", "off"):
-        raise ValueError("must be on or off")
-    return text
-
-
 def _statsd_host(text: str) -> str | None:
     host, _, port = text.rpartition(":")
     if text and (not host or not port.isdecimal() or not 0 < int(port) < 65536):
@@ -54,10 +48,13 @@ def _statsd_host(text: str) -> str | None:
     return text or None
 
 
-def _log_level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError("must be debug, info, warning or error")
-    return text.lower()
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in values:
+            raise ValueError(f"must be {' or '.join(values)}")
+        return text.lower()
+
+    return parse
 
 
 # The README's table and .env.example have the same rows in the same order; a test holds the three together.
@@ -71,8 +68,8 @@ SETTINGS = (
     Setting("MAX_BATCH_EVENTS", "10000", _integer(1, 10**6), "the most events of one request"),
     Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "of a new organization; or `unlimited`"),
     Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "how long an Idempotency-Key is kept"),
-    Setting("LOG_LEVEL", "info", _log_level, "debug, info, warning or error"),
-    Setting("PREPARED_STATEMENTS", "on", _switch, "`off` for a PgBouncer in transaction mode before its version 1.21"),
+    Setting("LOG_LEVEL", "info", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
+    Setting("PREPARED_STATEMENTS", "on", _one_of("on", "off"), "`off` for PgBouncer in transaction mode before 1.21"),
     Setting("STATSD_HOST", "", _statsd_host, "where gunicorn sends its metrics, as host:port; none if it is empty"),
 )
 

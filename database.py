@@ -106,17 +106,15 @@ class TimeoutConnection(psycopg.Connection[Any]):
     `generators.execute` still returns the results of what was sent.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._prepares = True
-        self._prepared_names: set[bytes] = set()
+    _prepares: bool
+    _prepared_names: set[bytes]
 
     @classmethod
     def open(cls, conninfo: str, *, prepare: bool = True) -> "TimeoutConnection":
         """Open a connection on which each statement is a transaction. `prepare` is for `call`. Raises psycopg.Error."""
         # psycopg prepares nothing: at a rollback it would deallocate what `call` has prepared, too
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None)
-        connection._prepares = prepare
+        connection._prepares, connection._prepared_names = prepare, set()
         return connection
 
     def call(self, name: bytes, statement: bytes, parameters: Sequence[bytes | None]) -> list[bytes | None]:
@@ -163,11 +161,6 @@ class Database:
         self._is_away = False
         self._last_answer = 0.0
         self._attempt = threading.Lock()
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
 
     @contextmanager
     def connection(self) -> Iterator[TimeoutConnection]:

@@ -48,9 +48,6 @@ class AccessLine:
     lostLines: int = 0  # noqa: N815
     """How many lines before this one could not be written."""
 
-    def as_json(self) -> str:
-        return json.dumps(vars(self))
-
     def as_text(self) -> str:
         events = f", {self.organization}: {self.ingested} stored, {self.rejected} rejected" if self.organization else ""
         error = f" {self.error}" if self.error else ""
@@ -86,9 +83,6 @@ class LossyOutput:
             written = 0
         self.lost = 0 if written == len(data) else self.lost + 1
 
-    def flush(self) -> None:
-        """Do nothing: `logging` wants to flush."""
-
 
 @cache
 def access_output() -> LossyOutput:
@@ -118,7 +112,7 @@ def end_line(response: Response) -> Response:
     line.status = response.status_code
     line.ms = round((time.perf_counter() - g.began) * 1000, 2)
     line.lostLines = output.lost
-    output.write((line.as_text() if output.is_terminal else line.as_json()) + "\n")
+    output.write((line.as_text() if output.is_terminal else json.dumps(vars(line))) + "\n")
     return response
 
 

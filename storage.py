@@ -98,7 +98,7 @@ MAX_ATTEMPTS = 10
 """How often a request is tried when concurrent requests win the race. As a rule the second attempt succeeds."""
 
 LARGE_BODY = 2**20
-"""Bytes of text from which on a lack of PostgreSQL's memory is taken for the body's fault."""
+"""Bytes from which on a body is blamed if PostgreSQL lacks memory."""
 
 
 class Storage:
@@ -157,7 +157,7 @@ class Storage:
             with self.database.connection() as connection:
                 return store_batch(connection, key.org_id, key.id, batch, self._idempotency_days, lock_timeout)
         except OutOfMemory:
-            if len(batch.text) < LARGE_BODY:
+            if len(batch.text.encode()) < LARGE_BODY:
                 raise
             raise TooLarge("PostgreSQL has too little memory for the body") from None
 
@@ -219,7 +219,7 @@ def store_batch(
                 raise KeyReused
             case b"quota_exceeded" if was_exceeded or batch.idempotency_key is None:
                 raise QuotaExceeded(remaining)
-            case b"quota_exceeded":  # perhaps by the same batch, after its key was looked for: ask once more
+            case b"quota_exceeded":  # the same batch may have been stored since its key was looked for: ask once more
                 was_exceeded = True
             case _:
                 raise Unauthorized

@@ -104,7 +104,8 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 def storage(database_url: str) -> Iterator[Storage]:
     storage = Storage(database_url, 1, 7)
     yield storage
-    storage.database.close()
+    for connection in storage.database._idle:
+        connection.close()
 
 
 @pytest.fixture
