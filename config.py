@@ -17,10 +17,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 class Setting(NamedTuple):
     name: str
-    default: str | None
-    """None means that it has to be set."""
-    parse: Callable[[str], Any]
-    """Turns the text into the value. Raises ValueError, which says what would make sense."""
+    default: str | None  # None means that it has to be set
+    parse: Callable[[str], Any]  # turns the text into the value. Raises ValueError, which says what would make sense.
     meaning: str
 
 

@@ -37,18 +37,12 @@ class DataRejected(Exception):
 
 
 # docs/limits.md lists them together with gunicorn's and nginx's.
-CONNECT_TIMEOUT = 3
-"""Seconds to reach PostgreSQL."""
-ATTEMPT_TIMEOUT = 0.1
-"""Seconds that a request waits for another one's attempt while PostgreSQL is away."""
-SHORT_LOCK_TIMEOUT = 0.5
-"""Seconds that any request waits for a lock. Only some may wait longer: see storage.py."""
-LOCK_TIMEOUT = 7
-"""Seconds that those, and commands, wait for a lock."""
-STATEMENT_TIMEOUT = 8
-"""Seconds after which PostgreSQL gives up a statement."""
-ANSWER_TIMEOUT = 10
-"""Seconds after which the service gives up on PostgreSQL."""
+CONNECT_TIMEOUT = 3  # seconds to reach PostgreSQL
+ATTEMPT_TIMEOUT = 0.1  # seconds that a request waits for another one's attempt while PostgreSQL is away
+SHORT_LOCK_TIMEOUT = 0.5  # seconds that any request waits for a lock. Only some may wait longer: see storage.py.
+LOCK_TIMEOUT = 7  # seconds that those, and commands, wait for a lock
+STATEMENT_TIMEOUT = 8  # seconds after which PostgreSQL gives up a statement
+ANSWER_TIMEOUT = 10  # seconds after which the service gives up on PostgreSQL
 
 # A database or a role can have other defaults; the statements rely on these.
 SESSION_SETTINGS = {

@@ -59,8 +59,7 @@ class LossyOutput:
     """Writes to a file descriptor without waiting for its reader."""
 
     def __init__(self, descriptor: int) -> None:
-        self.lost = 0
-        """How many texts could not be written since the last that could."""
+        self.lost = 0  # how many texts could not be written since the last that could
         mode = os.fstat(descriptor).st_mode
         self.is_terminal = os.isatty(descriptor)
         self._descriptor = descriptor

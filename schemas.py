@@ -14,14 +14,11 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing, pre_l
 
 from json_text import InvalidJSON, Parser, check_value_count
 
-MAX_DETAILS = 1000
-"""A response lists at most this many problems and counts the rest."""
+MAX_DETAILS = 1000  # a response lists at most this many problems and counts the rest
 
-MAX_ECHO = 1000
-"""A message repeats at most this many characters of a client's value. Zod repeats all of them."""
+MAX_ECHO = 1000  # a message repeats at most this many characters of a client's value. Zod repeats all of them.
 
-Details = list[dict[str, str]]
-"""The problems of a body: each has a dotted path (`field`) and a sentence (`message`)."""
+Details = list[dict[str, str]]  # the problems of a body: each has a dotted path (`field`) and a sentence (`message`)
 
 
 class InvalidEvents(Exception):
@@ -170,14 +167,10 @@ def error_messages(event: Any) -> list[tuple[str, str]]:
 class Batch:
     """The events of a body, in their order."""
 
-    text: str
-    """The JSON text that the events can be stored from: an array, or an object whose `events` is one."""
-    events: list[Any]
-    """The parsed events; an InvalidJSON stands for a line that could not be parsed."""
-    error_counts: dict[int, int]
-    """The indexes of the invalid events, ascending, with how many rules each breaks."""
-    path: str = ""
-    """The beginning of each field's path: `events` or nothing."""
+    text: str  # the JSON text that the events can be stored from: an array, or an object whose `events` is one
+    events: list[Any]  # the parsed events; an InvalidJSON stands for a line that could not be parsed
+    error_counts: dict[int, int]  # the indexes of the invalid events, ascending, with how many rules each breaks
+    path: str = ""  # the beginning of each field's path: `events` or nothing
 
     @property
     def valid(self) -> list[int]:

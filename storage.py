@@ -55,12 +55,9 @@ class EventBatch:
 class StoreResult(NamedTuple):
     """What was stored, and committed."""
 
-    ingested: int
-    """The number of events."""
-    remaining: int | None
-    """What is left of the month's quota; None means unlimited."""
-    replayed: bool
-    """An earlier request with the same idempotency key stored them."""
+    ingested: int  # the number of events
+    remaining: int | None  # what is left of the month's quota; None means unlimited
+    replayed: bool  # an earlier request with the same idempotency key stored them
 
 
 # The API key, if it is valid now.
@@ -91,14 +88,12 @@ STORE = b"""
     )
 """
 
-MAX_SEEN_KEYS = 10_000
-"""The API keys that a process remembers."""
+MAX_SEEN_KEYS = 10_000  # the API keys that a process remembers
 
 MAX_ATTEMPTS = 10
 """How often a request is tried when concurrent requests win the race. As a rule the second attempt succeeds."""
 
-LARGE_BODY = 2**20
-"""Bytes from which on a body is blamed if PostgreSQL lacks memory."""
+LARGE_BODY = 2**20  # bytes from which on a body is blamed if PostgreSQL lacks memory
 
 
 class Storage:

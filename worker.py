@@ -22,12 +22,9 @@ from typing import Any
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-CLIENT_TIMEOUT = 10
-"""Seconds without a byte from a client, or read by it."""
-HANG_UP_TIMEOUT = 2
-"""Seconds that a client has to hang up after its last answer."""
-MAX_UNSENT = 2**26
-"""Bytes of answers that a worker keeps for clients that are slow to read."""
+CLIENT_TIMEOUT = 10  # seconds without a byte from a client, or read by it
+HANG_UP_TIMEOUT = 2  # seconds that a client has to hang up after its last answer
+MAX_UNSENT = 2**26  # bytes of answers that a worker keeps for clients that are slow to read
 
 _PARSE_ERRORS = {
     LimitRequestLine: (414, "URI too long"),
@@ -72,10 +69,8 @@ class Connection(TConn):
     def __init__(self, cfg: Any, accepted: socket.socket, *addresses: Any) -> None:
         super().__init__(cfg, ClientSocket(accepted), *addresses)
         self.timeout = time.monotonic() + CLIENT_TIMEOUT
-        self.is_kept = False
-        """It can have another request after the present one."""
-        self.hangs_up = False
-        """The last answer has been sent."""
+        self.is_kept = False  # it can have another request after the present one
+        self.hangs_up = False  # the last answer has been sent
 
     def hang_up(self) -> None:
         """Tell the client that nothing follows. Closing could take its last answer away (RFC 9112, section 9.6)."""

@@ -34,8 +34,7 @@ SELECT_IDS = f"SELECT id FROM audit_events WHERE {WHERE}"
 LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
 """The newest events are looked for by receipt, first in the last minute: on Citus ids are in no order."""
 
-PAGE = 1000
-"""The number of events that are shown at once to somebody who follows them."""
+PAGE = 1000  # the number of events that are shown at once to somebody who follows them
 
 
 @click.command("events")

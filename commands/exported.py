@@ -7,11 +7,9 @@ from typing import BinaryIO
 
 import click
 
-MAX_DIFFERENCES = 100
-"""How many differences are named."""
+MAX_DIFFERENCES = 100  # how many differences are named
 
-MAX_LINE = 2**28
-"""The bytes that are read as one line. No event's line is as long."""
+MAX_LINE = 2**28  # the bytes that are read as one line. No event's line is as long.
 
 _RECEIPT_BEGINS = b', "receipt": {"id": '  # nothing in a string looks like it: there, quotes are escaped
 _RECEIPT = re.compile(
@@ -19,12 +17,10 @@ _RECEIPT = re.compile(
     rb'"source": "\w+", "receivedAt": "(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"\}\}\n'
 )
 
-_Key = tuple[str, int]
-"""What lines are ordered by: the time of receipt, and the id."""
+_Key = tuple[str, int]  # what lines are ordered by: the time of receipt, and the id
 
 _BEGINNING: _Key = ("", 0)
-_END: _Key = ("~", 0)
-"""The keys that are less and greater than that of any line."""
+_END: _Key = ("~", 0)  # the keys that are less and greater than that of any line
 
 
 class ExportedFile:
@@ -32,10 +28,8 @@ class ExportedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         """Raises ClickException at a line that is not as `export` writes it, as the methods do."""
-        self.compared = 0
-        """How many lines were compared with the trail."""
-        self.skipped = 0
-        """How many were not: they are of no period that was asked for."""
+        self.compared = 0  # how many lines were compared with the trail
+        self.skipped = 0  # how many were not: they are of no period that was asked for
         self._lines = enumerate(iter(partial(file.readline, MAX_LINE), b""), 1)
         self._absent = 0
         self._first_absent = 0

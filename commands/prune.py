@@ -83,8 +83,7 @@ DELETE_EXPIRED_KEYS = """
     SELECT count(*), max(key) FROM deleted
 """
 
-BATCH = 5000
-"""The rows that are deleted in one transaction, which takes some tens of milliseconds."""
+BATCH = 5000  # the rows that are deleted in one transaction, which takes some tens of milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +91,10 @@ class Prunable:
     """What an organization has to prune."""
 
     org_id: str
-    before: datetime
-    """When its period ends: where there are seals, with one of them."""
+    before: datetime  # when its period ends: where there are seals, with one of them
     events: int
     last_id: int
-    seals: int
-    """How many that end before are not marked as pruned yet."""
+    seals: int  # how many that end before are not marked as pruned yet
 
 
 @click.command("prune")

@@ -42,11 +42,9 @@ SELECT_QUOTA = """
 class QuotaUse(NamedTuple):
     """An organization's events in the current calendar month (UTC)."""
 
-    month: str
-    """YYYY-MM"""
+    month: str  # YYYY-MM
     used: int
-    quota: int | None
-    """None means unlimited."""
+    quota: int | None  # None means unlimited
 
     @property
     def remaining(self) -> int | None:

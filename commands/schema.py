@@ -11,8 +11,7 @@ from storage import SCHEMA_VERSION
 
 ROOT = Path(__file__).parent.parent
 
-LOCK_TIMEOUT = 3
-"""Seconds that an upgrade waits for a lock. Requests queue up behind it meanwhile."""
+LOCK_TIMEOUT = 3  # seconds that an upgrade waits for a lock. Requests queue up behind it meanwhile.
 
 
 @click.command("init-db")

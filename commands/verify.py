@@ -17,8 +17,7 @@ from commands.seals import BEGINNING, Seal, digest_of, exact, organizations, sea
 from commands.trail import Filters, count, lines
 from database import Connection
 
-NOT_WHOLE = 3
-"""The exit status if anything is not as it was sealed."""
+NOT_WHOLE = 3  # the exit status if anything is not as it was sealed
 
 
 class Digest(click.ParamType[str]):

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-START_TIMEOUT = 60
-"""Seconds that a start may take, recovery after a crash included."""
+START_TIMEOUT = 60  # seconds that a start may take, recovery after a crash included
 
 ROOTS_FOLDER = Path("/var/lib/igris-ingest-dev")
 """Where a server that root starts has its files, if the folder of the project is closed to other users."""

@@ -18,13 +18,11 @@ CHUNK_BYTES = 2**20
 """A chunk ends with the event that reaches one of these. They may grow, but never shrink: a rerun looks for what was
 stored before no further ahead than its own chunk reaches."""
 
-MAX_FIRST_REJECTS = 1000
-"""An import ends if so many rows at the beginning are all rejected."""
+MAX_FIRST_REJECTS = 1000  # an import ends if so many rows at the beginning are all rejected
 
 MAX_REASONS = 1000
 
-CHUNK_KEY = "import\t"
-"""The beginning of the idempotency keys of chunks. A client's key can't have a tab."""
+CHUNK_KEY = "import\t"  # the beginning of the idempotency keys of chunks. A client's key can't have a tab.
 
 
 class QuotaEnded(Exception):
@@ -85,8 +83,7 @@ class Chunks:
 
 class _Pending(NamedTuple):
     event: Event
-    digest: Any
-    """SHA-256 of all events up to this one."""
+    digest: Any  # SHA-256 of all events up to this one
 
     @property
     def key(self) -> str:

@@ -63,10 +63,8 @@ class _CsvLines:
         self._lines = Lines(source, max_bytes)
         self._iterator = iter(self._lines)
         self._max_bytes = max_bytes
-        self.row = bytearray()
-        """What has been read of the row."""
-        self.first_line = 1
-        """The line on which the row begins."""
+        self.row = bytearray()  # what has been read of the row
+        self.first_line = 1  # the line on which the row begins
 
     def __iter__(self) -> "_CsvLines":
         return self

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAX_SHOWN = 1000
-"""The characters of a line that a reject shows if the line is not JSON."""
+MAX_SHOWN = 1000  # the characters of a line that a reject shows if the line is not JSON
 
 MAX_ROW_SHOWN = 2**16
 """The characters up to which a reject shows a row as a whole. Of a longer one it shows the beginning."""
@@ -28,19 +27,15 @@ class InvalidRow(Exception):
 
 
 class Row(NamedTuple):
-    line: int
-    """The line of the file on which the row begins; the first is 1."""
-    value: Any
-    """What the row holds, as a rule a dict by column. Fractions are 0.0: see `json_text.Parser`."""
-    text: str | None
-    """The JSON text of the row, with every digit; None for a row of CSV, which has only strings."""
+    line: int  # the line of the file on which the row begins; the first is 1
+    value: Any  # what the row holds, as a rule a dict by column. Fractions are 0.0: see `json_text.Parser`.
+    text: str | None  # the JSON text of the row, with every digit; None for a row of CSV, which has only strings
 
 
 class Reject(NamedTuple):
     line: int
     reason: str
-    row: str
-    """The row as JSON: a value, or a string with the beginning of what could not be parsed."""
+    row: str  # the row as JSON: a value, or a string with the beginning of what could not be parsed
 
 
 Rows = Iterator[Row | Reject]
@@ -140,10 +135,8 @@ class Lines:
     def __init__(self, source: Source, max_bytes: int) -> None:
         self._source = source
         self._max_bytes = max_bytes
-        self.number = 0
-        """The number of the last line."""
-        self.too_long = False
-        """Whether the last line was too long."""
+        self.number = 0  # the number of the last line
+        self.too_long = False  # whether the last line was too long
 
     def __iter__(self) -> Iterator[bytes]:
         while line := self._source.readline(self._max_bytes + 1):

@@ -157,8 +157,7 @@ class _Document:
         self._text = ""
         self._at = 0
         self._ended = False
-        self.line = 1
-        """The line of the next character."""
+        self.line = 1  # the line of the next character
 
     def peek(self) -> str:
         """Return the next character that is no space; nothing at the end."""

@@ -18,16 +18,11 @@ FIELDS = tuple(schemas.Event().fields)
 class Options(NamedTuple):
     """What the user says of all rows."""
 
-    sources: Mapping[str, str] = {}
-    """By field: the column it is in, or a JMESPath expression."""
-    constants: Mapping[str, str] = {}
-    """By field: the same value for all rows."""
-    translations: Mapping[str, Mapping[str, str]] = {}
-    """By field: what its values become; `*` stands for all others."""
-    dropped: frozenset[str] = frozenset()
-    """The columns to leave out."""
-    is_dated_now: bool = False
-    """Rows without a timestamp get the time of the import."""
+    sources: Mapping[str, str] = {}  # by field: the column it is in, or a JMESPath expression
+    constants: Mapping[str, str] = {}  # by field: the same value for all rows
+    translations: Mapping[str, Mapping[str, str]] = {}  # by field: what its values become; `*` stands for all others
+    dropped: frozenset[str] = frozenset()  # the columns to leave out
+    is_dated_now: bool = False  # rows without a timestamp get the time of the import
 
 
 class _Place(NamedTuple):
@@ -51,8 +46,7 @@ class FieldFinder:
         self._options = options
         self._names = names
         self._may_lack_columns = may_lack_columns
-        self.notes: list[str] = []
-        """What may be a mistake, and may be none."""
+        self.notes: list[str] = []  # what may be a mistake, and may be none
         taken = {source for source in options.sources.values() if source in names}
         self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]
         for column in sorted(options.dropped - set(names)) if names and not may_lack_columns else ():

@@ -23,10 +23,8 @@ FIRST_ROWS, FIRST_BYTES = 1000, 2**22
 
 
 class Event(NamedTuple):
-    line: int
-    """The line of the file on which the event's row begins; the first is 1."""
-    text: str
-    """JSON, ready to be stored."""
+    line: int  # the line of the file on which the event's row begins; the first is 1
+    text: str  # JSON, ready to be stored
 
 
 class EventMaker:
@@ -41,8 +39,7 @@ class EventMaker:
         self._time_format = time_format
         self._finder: FieldFinder | None = None
         self._is_exported = False
-        self.may_lack_columns = False
-        """Set for rejects: they need not have all the columns that the options name."""
+        self.may_lack_columns = False  # set for rejects: they need not have all the columns that the options name
         self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
         self._constants: dict[str, Any] = dict(self._options.constants)
         try:
