@@ -23,6 +23,7 @@ from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseExc
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 CLIENT_TIMEOUT = 10  # seconds without a byte from a client, or read by it
+REQUEST_TIMEOUT = 30  # seconds that a client has to send a request, once it has begun
 HANG_UP_TIMEOUT = 2  # seconds that a client has to hang up after its last answer
 MAX_UNSENT = 2**26  # bytes of answers that a worker keeps for clients that are slow to read
 
@@ -37,6 +38,8 @@ _PARSE_ERRORS = {
 class ClientSocket(socket.socket):
     """A socket that waits CLIENT_TIMEOUT for its client to send, and never for it to read: `flush` sends the answers.
 
+    After `deadline` it receives nothing more.
+
     It ignores gunicorn's setblocking and settimeout: at each system call Python may switch to another thread.
     """
 
@@ -45,12 +48,18 @@ class ClientSocket(socket.socket):
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # gunicorn itself sends "100 Continue", and may wait
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", CLIENT_TIMEOUT, 0))
         self.unsent = b""
+        self.deadline = math.inf
 
     def setblocking(self, flag: bool) -> None:
         """Do nothing."""
 
     def settimeout(self, value: float | None) -> None:
         """Do nothing."""
+
+    def recv(self, *args: Any) -> bytes:
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
+        return super().recv(*args)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         self.unsent += data
@@ -75,7 +84,7 @@ class Connection(TConn):
     def hang_up(self) -> None:
         """Tell the client that nothing follows. Closing could take its last answer away (RFC 9112, section 9.6)."""
         self.hangs_up, self.parser = True, None
-        self.timeout = time.monotonic() + HANG_UP_TIMEOUT
+        self.timeout = self.sock.deadline = time.monotonic() + HANG_UP_TIMEOUT
         self.sock.shutdown(socket.SHUT_WR)
 
     def awaited_event(self) -> int:
@@ -162,7 +171,7 @@ class Worker(ThreadWorker):
         is_open = True
         try:
             if connection.hangs_up:
-                is_open = bool(connection.sock.recv(2**16)) and time.monotonic() < connection.timeout
+                is_open = bool(connection.sock.recv(2**16))
             else:
                 if not connection.sock.unsent:
                     connection.is_kept = self._answer(connection)
@@ -192,6 +201,7 @@ class Worker(ThreadWorker):
         """
         try:
             connection.init()
+            connection.sock.deadline = time.monotonic() + REQUEST_TIMEOUT
             return bool(self.handle_request(next(connection.parser), connection))
         except (OSError, StopIteration):
             raise

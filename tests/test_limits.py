@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import statistics
@@ -18,7 +19,10 @@ from functools import partial
 
 import psutil
 import pytest
+from flask import Flask
 
+import worker
+from app import create_app
 from dev import postgres
 from dev.bodies import MAX_VALUES, WORST
 from dev.service import EVENT, PATH, ROOT, Service, at_once, high_water_mark, set_up, wait_for
@@ -244,6 +248,30 @@ def test_a_client_that_never_reads_takes_no_thread(start_service: Callable[..., 
         with pytest.raises(TimeoutError):  # the kernel holds as many answers as it can
             send_until_no_answer()
         assert_others_are_served(service)
+
+
+def create_impatient_app() -> Flask:
+    worker.REQUEST_TIMEOUT = 1
+    return create_app()
+
+
+@pytest.mark.parametrize(("head", "answer"), [("X-Slow: ", b""), ("Content-Length: 1000\r\n\r\n", b"HTTP/1.1 400 ")])
+def test_a_client_that_sends_slowly_is_given_up(
+    new_account: Callable[..., Account], start_service: Callable[..., Service], head: str, answer: bytes
+) -> None:
+    service = start_service(application="tests.test_limits:create_impatient_app()", WEB_CONCURRENCY=1, THREADS=1)
+    key = new_account(service=service).key
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+            f"Content-Type: application/json\r\n{head}".encode()
+        )
+        began = time.monotonic()
+        while not select.select([client], [], [], 0.01)[0]:
+            client.sendall(b"x")
+            assert time.monotonic() - began < 8
+        assert client.recv(1000)[: len(answer) or None] == answer
+    assert_others_are_served(service)
 
 
 def ask_for_a_long_answer(account: Account) -> socket.socket:
