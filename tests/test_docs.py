@@ -16,7 +16,7 @@ import schemas
 from config import SETTINGS
 from dev.service import EVENT, ROOT
 from tests.support import Account
-from worker import CLIENT_TIMEOUT, HANG_UP_TIMEOUT
+from worker import CLIENT_TIMEOUT, HANG_UP_TIMEOUT, REQUEST_TIMEOUT
 
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```sh\n((?:curl|printf) .*?)```\n\n```json\n(.*?)```", README, re.DOTALL)
@@ -46,6 +46,7 @@ def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
         database.STATEMENT_TIMEOUT,
         database.ANSWER_TIMEOUT,
         CLIENT_TIMEOUT,
+        REQUEST_TIMEOUT,
         HANG_UP_TIMEOUT,
         30,
         30,
