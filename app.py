@@ -29,6 +29,15 @@ log = logging.getLogger("igris")
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
 IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
 
+# Errors for which PostgreSQL has not looked at the key.
+REFUSED_UNSEEN = (
+    body.UnsupportedMediaType,
+    json_text.InvalidJSON,
+    json_text.TooLarge,
+    database.DataRejected,
+    schemas.InvalidEvents,
+)
+
 ingest = Blueprint("ingest", __name__)
 
 
@@ -55,9 +64,7 @@ def ingest_raw() -> Response:
         if batch.error_counts and not lenient:
             raise schemas.InvalidEvents(batch.details(), len(batch.events))
         return answer(batch, store(batch, data), lenient)
-    except (storage.Unauthorized, storage.QuotaExceeded, storage.KeyReused, database.Unavailable):
-        raise  # PostgreSQL has seen the key, or can't be asked
-    except Exception:
+    except REFUSED_UNSEEN:
         current_storage().authenticate(g.key)  # it may have been revoked since it was remembered
         raise
 
@@ -159,7 +166,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
     database.DataRejected: (400, "Invalid JSON", "{}"),
     schemas.InvalidEvents: (400, "Validation failed", ""),
-    storage.KeyReused: (422, "Idempotency-Key reused", "It was used with another body: send this one under a new key"),
+    storage.KeyReused: (422, "Idempotency-Key reused", "The key had another body: send this one under a new key"),
     storage.QuotaExceeded: (429, "Quota exceeded", "The month's quota has room for {} more event(s)"),
     database.Unavailable: (503, "Service unavailable", ""),
     Exception: (500, "Internal server error", ""),

@@ -36,6 +36,8 @@ def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
     length = int(environ.get("CONTENT_LENGTH") or 0)  # of a chunked body nobody knows it
     try:
         body: bytes = environ["wsgi.input"].read(length or max_bytes + 1) if length <= max_bytes else b""
+    except OSError as error:
+        raise InvalidJSON("The body took too long to arrive: split the batch") from error
     except Exception as error:  # the server's parser has its own exceptions for what a client can do wrong
         raise InvalidJSON("The body could not be read to its end") from error
     if max(length, len(body)) > max_bytes:

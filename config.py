@@ -49,7 +49,7 @@ def _statsd_host(text: str) -> str | None:
 def _one_of(*values: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in values:
-            raise ValueError(f"must be {' or '.join(values)}")
+            raise ValueError(f"must be {', '.join(values[:-1])} or {values[-1]}")
         return text.lower()
 
     return parse

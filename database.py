@@ -40,7 +40,7 @@ class DataRejected(Exception):
 CONNECT_TIMEOUT = 3  # seconds to reach PostgreSQL
 ATTEMPT_TIMEOUT = 0.1  # seconds that a request waits for another one's attempt while PostgreSQL is away
 SHORT_LOCK_TIMEOUT = 0.5  # seconds that any request waits for a lock. Only some may wait longer: see storage.py.
-LOCK_TIMEOUT = 7  # seconds that those, and commands, wait for a lock
+LOCK_TIMEOUT = 7  # seconds that those few, and commands, wait for a lock
 STATEMENT_TIMEOUT = 8  # seconds after which PostgreSQL gives up a statement
 ANSWER_TIMEOUT = 10  # seconds after which the service gives up on PostgreSQL
 

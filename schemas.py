@@ -231,7 +231,10 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
 def _parse_lines(body: bytes, max_events: int, max_values: int) -> tuple[str, list[Any]]:
     """Return the lines as the text of a JSON array, and their values. Raises TooLarge."""
     lines = list(islice(re.finditer(rb"[^ \t\r\n][^\n]*", body), max_events + 1))  # one too many refuses the batch
-    check_value_count([line[0] for line in lines], max_values)
+    bodies = [line[0] for line in lines]
+    if len(lines) > max_events:
+        bodies.append(body[lines[-1].end() :])
+    check_value_count(bodies, max_values)
     texts: list[str] = []
     events: list[Any] = []
     parser = Parser()

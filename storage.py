@@ -93,7 +93,7 @@ MAX_SEEN_KEYS = 10_000  # the API keys that a process remembers
 MAX_ATTEMPTS = 10
 """How often a request is tried when concurrent requests win the race. As a rule the second attempt succeeds."""
 
-LARGE_BODY = 2**20  # bytes from which on a body is blamed if PostgreSQL lacks memory
+LARGE_BODY = 2**20  # a body of so many bytes is blamed if PostgreSQL lacks memory
 
 
 class Storage:

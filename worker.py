@@ -2,7 +2,8 @@
 
 It uses private parts of gunicorn 27. At an upgrade check in `ThreadWorker` what is overridden here and what calls it,
 `handle_request`, `nr_conns`, `max_keepalived` (for gunicorn.conf.py) and `method_queue`; in `TConn` its arguments,
-`init`, `parser` and `set_timeout`; the readers of bodies that `_call` looks at; and `_access_log_enabled`.
+`init`, `parser` and `set_timeout`; the readers of bodies that `_call` looks at; that `recv` is all they read with; and
+`_access_log_enabled`.
 """
 
 import json
@@ -22,8 +23,8 @@ from typing import Any
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-CLIENT_TIMEOUT = 10  # seconds without a byte from a client, or read by it
-REQUEST_TIMEOUT = 30  # seconds that a client has to send a request, once it has begun
+CLIENT_TIMEOUT = 10  # seconds in which a client neither sends nor reads anything
+REQUEST_TIMEOUT = 20  # seconds that a client has to send a request, but for its last bytes
 HANG_UP_TIMEOUT = 2  # seconds that a client has to hang up after its last answer
 MAX_UNSENT = 2**26  # bytes of answers that a worker keeps for clients that are slow to read
 
@@ -90,7 +91,7 @@ class Connection(TConn):
     def awaited_event(self) -> int:
         """Return what has to happen before a thread can go on: the client sends, or can take more of an answer.
 
-        A request that was read ahead waits to send, which it can at once: its turn comes after those that wait already.
+        If a request was read ahead, it is the second, which comes at once: its turn is after those that wait already.
         """
         is_read_ahead = self.parser and self.parser.unreader.buf.getvalue().strip(b"\r\n")
         return select.EPOLLOUT if self.sock.unsent or is_read_ahead else select.EPOLLIN
@@ -173,12 +174,13 @@ class Worker(ThreadWorker):
             if connection.hangs_up:
                 is_open = bool(connection.sock.recv(2**16))
             else:
-                if not connection.sock.unsent:
+                if is_new := not connection.sock.unsent:
                     connection.is_kept = self._answer(connection)
                 connection.sock.flush()
                 if connection.sock.unsent:
                     connection.timeout = time.monotonic() + CLIENT_TIMEOUT
-                    is_open = sum(len(each.sock.unsent) for each in list(self._idle.values())) < MAX_UNSENT
+                    of_others = sum(len(each.sock.unsent) for each in list(self._idle.values()))
+                    is_open = not is_new or of_others + len(connection.sock.unsent) <= MAX_UNSENT
                 elif connection.is_kept:
                     connection.set_timeout()
                 else:
@@ -221,8 +223,9 @@ class Worker(ThreadWorker):
         """Answer what is not HTTP with JSON. The log gets the error's kind, not its words: they may hold an API key."""
         status, error = next(answer for kind, answer in _PARSE_ERRORS.items() if isinstance(exc, kind))
         request_id = secrets.token_hex(16)
-        trace = "".join(["\n", *traceback.format_tb(exc.__traceback__)]).rstrip() if status == 500 else ""
-        self.log.warning("%s %s: %s%s", request_id, status, type(exc).__name__, trace)
+        self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
+        if status == 500:
+            self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
         body = json.dumps({"error": error}) + "\n"
         head = (
             f"HTTP/1.1 {status} {error}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -231,7 +234,7 @@ class Worker(ThreadWorker):
         client.sendall((head + body).encode())
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close the connections that have been idle for too long. gunicorn calls it also at each new connection."""
+        """Close the connections that have been idle for too long. gunicorn calls it at each turn of its loop."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -249,7 +252,7 @@ class Worker(ThreadWorker):
                 self._count_closed()
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Close what is idle at a time, for the worker ends."""
+        """Close what is idle by `deadline`: the worker ends."""
         self._end_of_idling = min(self._end_of_idling, deadline)
         self._next_look = 0
         self.murder_keepalived()

@@ -19,8 +19,8 @@ _RECEIPT = re.compile(
 
 _Key = tuple[str, int]  # what lines are ordered by: the time of receipt, and the id
 
-_BEGINNING: _Key = ("", 0)
-_END: _Key = ("~", 0)  # the keys that are less and greater than that of any line
+_BEGINNING: _Key = ("", 0)  # less than the key of any line
+_END: _Key = ("~", 0)  # greater than the key of any line
 
 
 class ExportedFile:

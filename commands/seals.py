@@ -23,7 +23,7 @@ from database import Connection
 SEALING_DELAY = 3 * MAX_COMMIT_DELAY
 """What was received a minute ago is committed, or never will be, but for a commit that waits for a standby."""
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # from when on the first seal of an organization covers what was received
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # from here on the first seal of an organization covers what was received
 
 SELECT_SEALS = """
     SELECT org_id, number, since, until, events, digest, previous, seal, sealed_at, pruned_at, pruned_by

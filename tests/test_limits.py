@@ -62,11 +62,13 @@ def test_the_limit_is_a_setting_and_counts_no_strings(
 def test_the_values_of_each_line_are_counted_by_themselves(
     new_account: Callable[..., Account], start_service: Callable[..., Service], headers: dict[str, str]
 ) -> None:
-    account = new_account(service=start_service(MAX_BODY_VALUES=20, WEB_CONCURRENCY=1))
+    account = new_account(service=start_service(MAX_BODY_VALUES=20, MAX_BATCH_EVENTS=10, WEB_CONCURRENCY=1))
     event = json.dumps({**EVENT, "metadata": {"a": [0] * 20}}).encode()
     for faulty in (b'"', b'{"', b'"\\"'):
         answer = account.post(faulty + b"\n" + event, Content_Type="application/x-ndjson", **headers)
         assert_refused(answer, 413, "Payload too large", account)
+    too_many = account.post(b"{}\n" * 30, Content_Type="application/x-ndjson", **headers)
+    assert_refused(too_many, 413, "Payload too large", account)
     few = b"\n".join([b'"', json.dumps(EVENT).encode(), b" "] * 3)
     assert account.post(few, Content_Type="application/x-ndjson", **headers).status == (200 if headers else 400)
 
@@ -267,10 +269,13 @@ def test_a_client_that_sends_slowly_is_given_up(
             f"Content-Type: application/json\r\n{head}".encode()
         )
         began = time.monotonic()
-        while not select.select([client], [], [], 0.01)[0]:
-            client.sendall(b"x")
-            assert time.monotonic() - began < 8
-        assert client.recv(1000)[: len(answer) or None] == answer
+        received = b""
+        with contextlib.suppress(ConnectionError):  # if a byte comes when it has just been given up
+            while not select.select([client], [], [], 0.01)[0]:
+                client.sendall(b"x")
+                assert time.monotonic() - began < 8
+            received = client.recv(1000)
+    assert received.startswith(answer) if answer else not received
     assert_others_are_served(service)
 
 
@@ -295,7 +300,7 @@ def test_answers_that_nobody_reads_take_little_memory(
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(ask_for_a_long_answer(account))
-        wait_for(lambda: account.service.output().count("Validation failed") == 40)
+        wait_for(lambda: account.service.output().count("Validation failed") == 40, seconds=60)
         [worker] = psutil.Process(account.service.process.pid).children()
         assert worker.memory_info().rss < 400 * 2**20
         assert account.post(EVENT).status == 200
