@@ -39,9 +39,8 @@ _PARSE_ERRORS = {
 class ClientSocket(socket.socket):
     """A socket that waits CLIENT_TIMEOUT for its client to send, and never for it to read: `flush` sends the answers.
 
-    After `deadline` it receives nothing more.
-
-    It ignores gunicorn's setblocking and settimeout: at each system call Python may switch to another thread.
+    After `deadline` it receives nothing more. It ignores gunicorn's setblocking and settimeout: at each system call
+    Python may switch to another thread.
     """
 
     def __init__(self, accepted: socket.socket) -> None:
