@@ -29,8 +29,8 @@ log = logging.getLogger("igris")
 API_KEY = re.compile(r"ig_[A-Za-z0-9]{40}")
 IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0,254})')
 
-# Errors for which PostgreSQL has not looked at the key.
-REFUSED_UNSEEN = (
+# PostgreSQL has not checked the API key of the request when one of these is raised.
+KEY_NOT_CHECKED = (
     body.UnsupportedMediaType,
     json_text.InvalidJSON,
     json_text.TooLarge,
@@ -64,7 +64,7 @@ def ingest_raw() -> Response:
         if batch.error_counts and not lenient:
             raise schemas.InvalidEvents(batch.details(), len(batch.events))
         return answer(batch, store(batch, data), lenient)
-    except REFUSED_UNSEEN:
+    except KEY_NOT_CHECKED:
         current_storage().authenticate(g.key)  # it may have been revoked since it was remembered
         raise
 

@@ -33,15 +33,18 @@ def read(environ: WSGIEnvironment, max_bytes: int) -> bytes:
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity", "gzip"):
         raise UnsupportedMediaType("Content-Encoding", "gzip, identity")
+    too_large = TooLarge(f"The body must be at most {max_bytes} bytes")
     length = int(environ.get("CONTENT_LENGTH") or 0)  # of a chunked body nobody knows it
+    if length > max_bytes:
+        raise too_large
     try:
-        body: bytes = environ["wsgi.input"].read(length or max_bytes + 1) if length <= max_bytes else b""
+        body: bytes = environ["wsgi.input"].read(length or max_bytes + 1)
     except OSError as error:
         raise InvalidJSON("The body took too long to arrive: split the batch") from error
     except Exception as error:  # the server's parser has its own exceptions for what a client can do wrong
         raise InvalidJSON("The body could not be read to its end") from error
-    if max(length, len(body)) > max_bytes:
-        raise TooLarge(f"The body must be at most {max_bytes} bytes")
+    if len(body) > max_bytes:
+        raise too_large
     if len(body) < length:
         raise InvalidJSON("The body breaks off")
     return inflate(body, max_bytes) if encoding == "gzip" else body

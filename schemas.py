@@ -230,21 +230,20 @@ def load(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False)
 
 def _parse_lines(body: bytes, max_events: int, max_values: int) -> tuple[str, list[Any]]:
     """Return the lines as the text of a JSON array, and their values. Raises TooLarge."""
-    lines = list(islice(re.finditer(rb"[^ \t\r\n][^\n]*", body), max_events + 1))  # one too many refuses the batch
-    bodies = [line[0] for line in lines]
-    if len(lines) > max_events:
-        bodies.append(body[lines[-1].end() :])
-    check_value_count(bodies, max_values)
+    matches = list(islice(re.finditer(rb"[^ \t\r\n][^\n]*", body), max_events + 1))  # one too many refuses the batch
+    lines = [match[0] for match in matches]
+    rest = body[matches[-1].end() :] if len(matches) > max_events else b""
+    check_value_count([*lines, rest], max_values)
     texts: list[str] = []
     events: list[Any] = []
     parser = Parser()
     number, counted = 1, 0
-    for line in lines:
+    for match, line in zip(matches, lines, strict=True):
         try:
-            text, event = parser.parse(line[0])
+            text, event = parser.parse(line)
         except InvalidJSON as error:
-            number += body.count(b"\n", counted, line.start())
-            counted = line.start()
+            number += body.count(b"\n", counted, match.start())
+            counted = match.start()
             text, event = "null", InvalidJSON(f"{error} (in line {number} of the body)")
         texts.append(text)
         events.append(event)

@@ -153,7 +153,7 @@ class Worker(ThreadWorker):
         self._idle[connection.sock.fileno()] = connection
         self._events.register(connection.sock, select.EPOLLIN | select.EPOLLONESHOT)
 
-    def _leave_idle(self, connection: Connection) -> None:
+    def _make_idle(self, connection: Connection) -> None:
         descriptor, event = connection.sock.fileno(), connection.awaited_event()
         self._idle[descriptor] = connection
         with suppress(OSError):  # the main thread has closed it meanwhile
@@ -187,7 +187,7 @@ class Worker(ThreadWorker):
         except (OSError, StopIteration):
             is_open = False
         if is_open:
-            self._leave_idle(connection)
+            self._make_idle(connection)
         else:
             connection.close()
             self.method_queue.defer(self._count_closed)
@@ -245,7 +245,7 @@ class Worker(ThreadWorker):
                 continue
             if connection.waits_for_thread():
                 connection.timeout = now + CLIENT_TIMEOUT
-                self._leave_idle(connection)
+                self._make_idle(connection)
             else:
                 connection.close()
                 self._count_closed()
