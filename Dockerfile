@@ -1,16 +1,17 @@
 FROM python:3.13-slim AS install
+WORKDIR /opt/igris-ingest
 COPY requirements.txt .
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
+RUN python -m venv .venv && .venv/bin/pip install --no-cache-dir --require-hashes --requirement requirements.txt
 
 FROM python:3.13-slim
 RUN useradd --system --no-create-home igris-ingest
 WORKDIR /opt/igris-ingest
-COPY --from=install /opt/venv /opt/venv
-COPY *.py schema.sql openapi.yaml Procfile ./
+COPY --from=install /opt/igris-ingest/.venv .venv
+COPY *.py schema.sql openapi.yaml Procfile igris-ingest ./
 COPY commands commands
 COPY migrations migrations
 COPY deploy deploy
-ENV PATH=/opt/venv/bin:$PATH FLASK_APP=/opt/igris-ingest/app.py PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 FLASK_SKIP_DOTENV=1
+ENV PATH=/opt/igris-ingest:/opt/igris-ingest/.venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER igris-ingest
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

@@ -1,4 +1,4 @@
-.PHONY: help run test clients-test lint lock fuzz crash-test bench
+.PHONY: help run test test-fast clients-test lint lock fuzz crash-test bench
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -11,7 +11,11 @@ run: .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
 	@.venv/bin/python -m dev.run
 
 test: .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
-	.venv/bin/python -m pytest $(if $(TEST_DATABASE_URL),,-n 4 --dist worksteal)
+	.venv/bin/python -m pytest -m "not measures" $(if $(TEST_DATABASE_URL),,-n 4 --dist worksteal)
+	.venv/bin/python -m pytest -m measures
+
+test-fast: .venv/dev ## Run the tests of one process, against app, body and schemas: some seconds
+	.venv/bin/python -m pytest tests/fast
 
 clients-test: .venv/dev ## Run the recipes of docs/clients.md, generated clients and Parquet, with what they need
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
@@ -24,7 +28,7 @@ lint: .venv/dev ## Check style and types
 
 lock: .venv/dev ## Pin the newest versions of all packages, with their hashes
 	.venv/bin/python -m pip install --quiet --upgrade uv
-	for name in requirements requirements-run requirements-dev; do \
+	for name in requirements requirements/run requirements/dev; do \
 		.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-header --no-annotate $$name.in --output-file $$name.txt || exit 1; \
 	done
@@ -39,14 +43,14 @@ bench: .venv/dev ## Measure the service beside others: bench/results.md, bench/r
 	.venv/bin/python -m pip install --quiet --requirement bench/requirements.txt
 	.venv/bin/python -m bench.run
 
-.venv/run: requirements-run.txt .venv/python
+.venv/run: requirements/run.txt .venv/python
 	@echo "Installing Python packages into .venv: about 130 MB and half a minute, only now."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-run.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/run.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt .venv/run
+.venv/dev: requirements/dev.txt .venv/run
 	@echo "Installing what tests and checks need into .venv: about 150 MB more, only now."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
 .venv/python:

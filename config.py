@@ -1,14 +1,14 @@
 """Read the settings: every environment variable of the service, with its default and its meaning.
 
-`python -m config` prints them as JSON for gunicorn.conf.py, without the secret one.
+It imports no other module of the service: gunicorn.conf.py runs a fresh copy of it at each reload.
 """
 
-import json
+import logging
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-from database import check_url
 
 VERSION = "1.0.0"
 
@@ -17,9 +17,29 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 class Setting(NamedTuple):
     name: str
-    default: str | None  # None means that it has to be set
-    parse: Callable[[str], Any]  # turns the text into the value. Raises ValueError, which says what would make sense.
+    default: str | None  # None: it has to be set
+    parse: Callable[[str], Any]  # returns the value of a text. Raises ValueError, which says what is valid.
     meaning: str
+
+
+def _database_url(text: str) -> str:
+    """Return a connection URL or string of PostgreSQL. Raises ValueError, which repeats no part of a password."""
+    import psycopg.conninfo  # here, so that this module can be read without the driver
+
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(text)
+        int(given.get("connect_timeout") or 0)
+        # where a password is not percent-encoded, a part of it ends up in one of these, and in messages of libpq's
+        if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):
+            raise ValueError
+        if "@" in f"{given.get('host')}{given.get('dbname')}":
+            raise ValueError
+    except (psycopg.Error, ValueError):
+        raise ValueError(
+            "must be a URL such as postgresql://user:password@host:5432/database; in a password, percent-encode "
+            "/ @ : ? # % as %2F %40 %3A %3F %23 %25"
+        ) from None
+    return text
 
 
 def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
@@ -55,27 +75,27 @@ def _one_of(*values: str) -> Callable[[str], str]:
     return parse
 
 
-# The README's table and .env.example have the same rows in the same order; a test holds the three together.
+# The README's table and .env.example have the same rows in the same order: a test compares the three.
 SETTINGS = (
-    Setting("DATABASE_URL", None, check_url, "PostgreSQL, as a `postgresql://` URL"),
-    Setting("PORT", "8000", _integer(1, 65535), "the port to listen on, on 127.0.0.1"),
+    Setting("DATABASE_URL", None, _database_url, "PostgreSQL, as a `postgresql://` URL"),
+    Setting("PORT", "8000", _integer(1, 65535), "port to listen on, on 127.0.0.1"),
     Setting("WEB_CONCURRENCY", str(min(os.cpu_count() or 1, 256)), _integer(1, 256), "worker processes"),
     Setting("THREADS", "4", _integer(1, 256), "threads, and database connections, of a worker"),
-    Setting("MAX_BODY_BYTES", str(10 * 2**20), _integer(1, 2**27), "the largest body, inflated"),
-    Setting("MAX_BODY_VALUES", "500000", _integer(1, 10**8), "the most JSON values of a body: see `docs/limits.md`"),
-    Setting("MAX_BATCH_EVENTS", "10000", _integer(1, 10**6), "the most events of one request"),
-    Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "of a new organization; or `unlimited`"),
-    Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "how long an Idempotency-Key is kept"),
+    Setting("MAX_BODY_BYTES", str(10 * 2**20), _integer(1, 2**27), "maximum body size in bytes, after decompression"),
+    Setting("MAX_BODY_VALUES", "500000", _integer(1, 10**8), "maximum number of JSON values in a body"),
+    Setting("MAX_BATCH_EVENTS", "10000", _integer(1, 10**6), "maximum number of events in a request"),
+    Setting("DEFAULT_MONTHLY_QUOTA", "50000", quota, "monthly quota of new organizations, or `unlimited`"),
+    Setting("IDEMPOTENCY_DAYS", "7", _integer(1, 3650), "days for which an Idempotency-Key is remembered"),
     Setting("LOG_LEVEL", "info", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
     Setting("PREPARED_STATEMENTS", "on", _one_of("on", "off"), "`off` for PgBouncer in transaction mode before 1.21"),
-    Setting("STATSD_HOST", "", _statsd_host, "where gunicorn sends its metrics, as host:port; none if it is empty"),
+    Setting("STATSD_HOST", "", _statsd_host, "host:port that gets gunicorn's metrics over UDP; empty: none"),
 )
 
 
-def load(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the value of every setting by its name; one that is empty counts as not set.
+def load_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the value of every setting by its name. An empty variable counts as not set.
 
-    Raises SystemExit, with a line for each value that is missing or makes no sense.
+    Raises SystemExit, with a line for each setting that is missing or invalid.
     """
     values, problems = {}, []
     for name, default, parse, _ in SETTINGS:
@@ -91,32 +111,12 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     return values
 
 
-def logging_config(level: str) -> dict[str, Any]:
-    """Return what `logging.config.dictConfig` takes. gunicorn's own messages get the same format."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "line": {
-                "()": "logging.Formatter",
-                "fmt": "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s",
-                "defaults": {"request_id": "-"},
-            }
-        },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-        "root": {"level": level.upper(), "handlers": ["stderr"]},
-        "loggers": {
-            # below info gunicorn logs half-sent requests, with their Authorization header
-            "gunicorn.error": {
-                "level": max(level, "info", key=LOG_LEVELS.index).upper(),
-                "handlers": [],
-                "propagate": True,
-            },
-        },
-    }
-
-
-if __name__ == "__main__":
-    settings = load()
-    del settings["DATABASE_URL"]
-    print(json.dumps({**settings, "logging": logging_config(settings["LOG_LEVEL"])}))
+def set_up_logging(level: str, stream: Any = sys.stderr) -> None:
+    """Write all log messages to a stream, gunicorn's in the same format."""
+    handler = logging.StreamHandler(stream)
+    line = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
+    handler.setFormatter(logging.Formatter(line, defaults={"request_id": "-"}))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    gunicorn = logging.getLogger("gunicorn.error")
+    gunicorn.handlers, gunicorn.propagate = [], True
+    gunicorn.setLevel(max(level, "info", key=LOG_LEVELS.index).upper())  # below, it logs headers of half-sent requests

@@ -1,50 +1,34 @@
-"""Connect to PostgreSQL: the connections of the service and of commands, timeouts, and what errors mean."""
+"""Connect to PostgreSQL: timeouts, the connections of a web worker, and whether PostgreSQL is available.
+
+database_errors.py has the meaning of PostgreSQL's errors.
+"""
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import psycopg
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from database_errors import Unavailable, raise_translated
+
 log = logging.getLogger("igris")
 
 Connection = psycopg.Connection[Any]
 
-
-class Unavailable(Exception):
-    """PostgreSQL can't be reached, or can't store now: try again later.
-
-    The first argument is a reason that strangers may read; the second, if there is one, is what PostgreSQL said.
-    """
-
-
-class LockTimeout(Unavailable):
-    """Another transaction held a lock for too long."""
-
-
-class OutOfMemory(Unavailable):
-    """PostgreSQL had too little memory for a statement."""
-
-
-class DataRejected(Exception):
-    """PostgreSQL refuses the data itself, and will refuse it again. The argument says why."""
-
-
-# docs/limits.md lists them together with gunicorn's and nginx's.
+# docs/limits.md lists them together with gunicorn's and nginx's. Each is longer than the ones inside it.
 CONNECT_TIMEOUT = 3  # seconds to reach PostgreSQL
-ATTEMPT_TIMEOUT = 0.1  # seconds that a request waits for another one's attempt while PostgreSQL is away
-SHORT_LOCK_TIMEOUT = 0.5  # seconds that any request waits for a lock. Only some may wait longer: see storage.py.
-LOCK_TIMEOUT = 7  # seconds that those few, and commands, wait for a lock
-STATEMENT_TIMEOUT = 8  # seconds after which PostgreSQL gives up a statement
-ANSWER_TIMEOUT = 10  # seconds after which the service gives up on PostgreSQL
+ATTEMPT_TIMEOUT = 0.1  # seconds that a request waits for the attempt of another request to reach PostgreSQL
+SHORT_LOCK_TIMEOUT = 0.2  # seconds that the last free connection of a worker waits for a lock
+LOCK_TIMEOUT = 7  # seconds that the other connections of a worker, and commands, wait for a lock
+STATEMENT_TIMEOUT = 8  # seconds after which PostgreSQL ends a statement
+RESPONSE_TIMEOUT = 10  # seconds after which the service stops waiting for PostgreSQL
 
-# A database or a role can have other defaults; the statements rely on these.
+# A database or a role can have other defaults. The statements rely on these values.
 SESSION_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "standard_conforming_strings": "on",
@@ -64,26 +48,11 @@ def timeout_settings(lock_timeout: float) -> dict[str, str]:
     }
 
 
-def check_url(text: str) -> str:
-    """Return a connection URL or string of PostgreSQL. Raises ValueError, without any part of the text."""
-    try:
-        given = conninfo_to_dict(text)
-        int(given.get("connect_timeout") or 0)
-        # where a password is not percent-encoded, a part of it ends up in one of these, and in messages of libpq's
-        if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):
-            raise ValueError
-        if "@" in f"{given.get('host')}{given.get('dbname')}":
-            raise ValueError
-    except (psycopg.Error, ValueError):
-        raise ValueError(
-            "must be a URL such as postgresql://user:password@host:5432/database; in a password, percent-encode "
-            "/ @ : ? # % as %2F %40 %3A %3F %23 %25"
-        ) from None
-    return text
-
-
 def conninfo(database_url: str, settings: dict[str, str]) -> str:
-    """Return a connection string: the URL, our parameters where it sets none, and settings, of which the URL's win."""
+    """Return a connection string: the URL, our parameters where it sets none, and settings, of which the URL's win.
+
+    Raises psycopg.ProgrammingError if the URL has a parameter that libpq does not know.
+    """
     given = conninfo_to_dict(database_url)
     parameters = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
     parameters["client_encoding"] = "UTF8"
@@ -94,36 +63,38 @@ def conninfo(database_url: str, settings: dict[str, str]) -> str:
 
 
 class TimeoutConnection(psycopg.Connection[Any]):
-    """A connection that waits ANSWER_TIMEOUT for an answer: a server that hangs obeys no statement_timeout.
+    """A connection that waits RESPONSE_TIMEOUT for PostgreSQL: a server that hangs obeys no statement_timeout."""
 
-    At an upgrade of psycopg, check that `Connection.wait` still takes `timeout` and raises `_WaitTimeout`, and that
-    `generators.execute` still returns the results of what was sent.
-    """
-
-    _prepares: bool
-    _prepared_names: set[bytes]
+    is_hung = False  # PostgreSQL did not respond in time, and the connection is closed
+    prepares: bool
+    prepared: set[bytes]  # the statements that `call` has prepared
 
     @classmethod
-    def open(cls, conninfo: str, *, prepare: bool = True) -> "TimeoutConnection":
-        """Open a connection on which each statement is a transaction. `prepare` is for `call`. Raises psycopg.Error."""
+    def open(cls, database_url: str, lock_timeout: float, *, prepare: bool = True) -> "TimeoutConnection":
+        """Open a connection on which each statement is a transaction. `lock_timeout` is in seconds.
+
+        Without `prepare`, `call` prepares no statement. Raises psycopg.Error.
+        """
         # psycopg prepares nothing: at a rollback it would deallocate what `call` has prepared, too
-        connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None)
-        connection._prepares, connection._prepared_names = prepare, set()
+        parameters = conninfo(database_url, timeout_settings(lock_timeout))
+        connection = cls.connect(parameters, autocommit=True, prepare_threshold=None)
+        connection.prepares, connection.prepared = prepare, set()
         return connection
 
-    def call(self, name: bytes, statement: bytes, parameters: Sequence[bytes | None]) -> list[bytes | None]:
-        """Execute a statement that returns one row, and return the row's values. All values are PostgreSQL's texts.
+    def call(self, statement: bytes, parameters: Sequence[bytes | None]) -> list[bytes | None]:
+        """Execute a statement that returns one row, and return its values. All values are PostgreSQL's texts.
 
-        The statement has $1 and so on for the parameters, and is prepared under `name`. A cursor does the same with
-        three times as much CPU. Raises psycopg.Error.
+        The statement has $1 and so on for the parameters. A psycopg.RawCursor takes 60 to 100 us more of CPU: at one
+        event, 5% to 10% fewer requests a second (2026-11-28). Raises psycopg.Error.
         """
-        if not self._prepares:
+        if not self.prepares:
             self.pgconn.send_query_params(statement, parameters)
         else:
-            if name not in self._prepared_names:
+            name = b"call%x" % hash(statement)
+            if name not in self.prepared:
                 self.pgconn.send_prepare(name, statement)
                 self._result()
-                self._prepared_names.add(name)
+                self.prepared.add(name)
             self.pgconn.send_query_prepared(name, parameters)
         result = self._result()
         return [result.get_value(0, column) for column in range(result.nfields)]
@@ -135,130 +106,105 @@ class TimeoutConnection(psycopg.Connection[Any]):
         return result
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        timeout = RESPONSE_TIMEOUT if timeout is None else timeout
+        deadline = time.monotonic() + timeout
         try:
-            return super().wait(gen, interval, ANSWER_TIMEOUT if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            self.close()
+            return super().wait(gen, interval, timeout)
+        except psycopg.OperationalError:
+            if time.monotonic() >= deadline:
+                self.is_hung = True
+                self.close()
             raise
+
+    def is_usable(self) -> bool:
+        """Return whether the idle connection is open, as far as can be known without asking PostgreSQL; else close it.
+
+        If that were noticed only on use, the service could not tell whether the statement ran.
+        """
+        try:
+            self.pgconn.consume_input()  # what PostgreSQL sent last
+            self.pgconn.consume_input()  # that it has closed the connection
+            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+                return True
+        except psycopg.OperationalError:
+            pass
+        self.close()
+        return False
+
+
+class Slot:
+    """A place for a connection, which waits `lock_timeout` seconds for a lock."""
+
+    def __init__(self, lock_timeout: float) -> None:
+        self.lock_timeout = lock_timeout
+        self.connection: TimeoutConnection | None = None
 
 
 class Database:
-    """The connections of a process, in autocommit mode: each statement is a transaction.
+    """The connections of a web worker, one for each thread, in autocommit mode.
 
-    A request takes one that is idle, or opens one: there are never more than threads.
+    All requests of an organization can wait for one row, and must not hold all threads. So one connection waits
+    SHORT_LOCK_TIMEOUT for a lock, and the others wait LOCK_TIMEOUT. A request takes one of the others if one is free.
     """
 
-    def __init__(self, url: str, *, prepare: bool) -> None:
-        self._conninfo = conninfo(url, timeout_settings(SHORT_LOCK_TIMEOUT))
+    def __init__(self, url: str, threads: int, *, prepare: bool) -> None:
+        self._url = url
         self._prepare = prepare
-        self._idle: list[TimeoutConnection] = []
-        self._is_away = False
-        self._last_answer = 0.0
+        self._free = [Slot(SHORT_LOCK_TIMEOUT), *(Slot(LOCK_TIMEOUT) for _ in range(threads - 1))]
+        self._is_down = False  # PostgreSQL could not be reached, or did not respond
+        self._last_response = 0.0
         self._attempt = threading.Lock()
 
     @contextmanager
     def connection(self) -> Iterator[TimeoutConnection]:
-        """Lend a connection. Raises Unavailable, and what `raise_translated` raises.
-
-        While PostgreSQL is away, or hangs, one request at a time tries it, and the others hardly wait.
-        """
-        is_attempt = self._is_away
-        if is_attempt and not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
-            raise Unavailable("PostgreSQL can't be reached")
-        if is_attempt and not self._is_away:  # it has come back meanwhile
-            self._attempt.release()
-            is_attempt = False
-        began = time.monotonic()
+        """Lend a connection. Raises Unavailable, and what `raise_translated` raises."""
+        slot = self._free.pop()
+        is_attempt = False
         try:
-            connection = self._take()
+            is_attempt = self._is_down and self._begin_attempt()
+            began = time.monotonic()
+            connection = self._connect(slot)
             try:
                 yield connection
             finally:
-                self._idle.append(connection)
-                if not connection.closed:  # it has answered, if only to refuse something
-                    self._last_answer = time.monotonic()
-                    if self._is_away:
-                        self._is_away = False
-                        log.warning("PostgreSQL is back")
+                self._note_response(connection, began)
         except psycopg.Error as error:
-            # on Citus one statement can hang with a worker while others are answered
-            if isinstance(error, psycopg.errors._WaitTimeout) and self._last_answer < began:
-                self._is_away = True
             raise_translated(error)
         finally:
             if is_attempt:
                 self._attempt.release()
+            self._free.insert(0 if slot.lock_timeout == SHORT_LOCK_TIMEOUT else len(self._free), slot)
 
-    def _take(self) -> TimeoutConnection:
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return self._connect()
-            if _is_usable(connection):
-                return connection
-            connection.close()
+    def close(self) -> None:
+        """Close the free connections."""
+        for slot in self._free:
+            if slot.connection:
+                slot.connection.close()
 
-    def _connect(self) -> TimeoutConnection:
+    def _begin_attempt(self) -> bool:
+        """While PostgreSQL is down, let one request at a time try it. The others hardly wait: they get Unavailable."""
+        if not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
+            raise Unavailable("PostgreSQL can't be reached")
+        if self._is_down:
+            return True
+        self._attempt.release()  # it was reached meanwhile
+        return False
+
+    def _connect(self, slot: Slot) -> TimeoutConnection:
+        if slot.connection and slot.connection.is_usable():
+            return slot.connection
         try:
-            return TimeoutConnection.open(self._conninfo, prepare=self._prepare)
+            slot.connection = TimeoutConnection.open(self._url, slot.lock_timeout, prepare=self._prepare)
         except psycopg.Error:
-            self._is_away = True
+            self._is_down = True
             raise
+        return slot.connection
 
-
-def _is_usable(connection: Connection) -> bool:
-    """Return whether an idle connection is still open, as far as can be known without asking PostgreSQL.
-
-    If that were noticed only on use, nobody would know whether the statement ran.
-    """
-    if connection.closed or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        return False
-    try:
-        connection.pgconn.consume_input()  # what PostgreSQL said last
-        connection.pgconn.consume_input()  # that it has hung up
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-_AWAY = (Unavailable, "PostgreSQL can't be reached")
-_NO_SCHEMA = (Unavailable, "the schema is missing or of another version: run init-db")
-_NOT_PREPARED = (Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off")
-_CANT_STORE = (Unavailable, "PostgreSQL can't store this now")
-_IN_ITS_WORDS = (DataRejected, None)
-# What an SQLSTATE, or a class of them, means (PostgreSQL's documentation, appendix A).
-_MEANINGS: dict[str, tuple[type[Exception], str | None]] = {
-    "22003": (DataRejected, "A number is too large or has too many digits"),
-    "54001": (DataRejected, "Nested too deep"),
-    **dict.fromkeys(("54000", "22P02", "22P05", "22021", "22007", "22008"), _IN_ITS_WORDS),
-    "55P03": (LockTimeout, "PostgreSQL took too long"),
-    "53200": (OutOfMemory, "PostgreSQL has too little memory"),
-    "57014": (Unavailable, "PostgreSQL took too long"),
-    **dict.fromkeys(("53100", "58"), _CANT_STORE),
-    "25006": (Unavailable, "the database is read-only"),
-    "42501": (Unavailable, "the database role lacks a privilege"),
-    **dict.fromkeys(("26000", "42P05"), _NOT_PREPARED),
-    **dict.fromkeys(("42P01", "42883", "42703", "3F000"), _NO_SCHEMA),
-    **dict.fromkeys(("08", "28", "3D", "53", "57"), _AWAY),
-    "42": (RuntimeError, None),  # a statement of ours is wrong
-}
-
-
-def raise_translated(error: psycopg.Error) -> NoReturn:
-    """Raise what a driver's error means to the rest of the program.
-
-    Of PostgreSQL's words only the primary message is repeated: details and contexts quote the client's data.
-    """
-    words = error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
-    if error.sqlstate:
-        kind, reason = _MEANINGS.get(error.sqlstate) or _MEANINGS.get(error.sqlstate[:2], _CANT_STORE)
-    elif isinstance(error, psycopg.ProgrammingError):
-        raise Unavailable("DATABASE_URL has a wrong parameter") from None
-    else:
-        kind, reason = _AWAY
-    if issubclass(kind, Unavailable):
-        raise kind(reason, words) from None
-    if re.search(r"function (?!store_events_)[\w.\"]+", error.diag.context or ""):
-        raise Unavailable(_CANT_STORE[1], words) from None  # a trigger of the operator's failed, and not the body
-    raise kind(reason or words) from None
+    def _note_response(self, connection: TimeoutConnection, began: float) -> None:
+        if not connection.closed:
+            self._last_response = time.monotonic()
+            if self._is_down:
+                self._is_down = False
+                log.warning("PostgreSQL is back")
+        elif connection.is_hung and self._last_response < began:  # on Citus one node can hang, and others respond
+            self._is_down = True

@@ -4,24 +4,73 @@ import gc
 import json
 import os
 import resource
-import subprocess
-import sys
+import runpy
+import secrets
+import traceback
 from pathlib import Path
 from typing import Any
 
-# In a subprocess, so that the master, from which the workers are forked, never imports the application, and a reload
-# (SIGHUP) picks up new code. A setting that makes no sense stops the start here, and not in each worker.
-_loaded = subprocess.run(
-    [sys.executable, "-m", "config"], cwd=Path(__file__).parent, stdout=subprocess.PIPE, check=False
-)
-if _loaded.returncode:
-    sys.exit(_loaded.returncode)
-_settings = json.loads(_loaded.stdout)
-# Else a name server that doesn't answer holds a request for longer than PostgreSQL may. glibc reads it.
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.workers.gthread import ThreadWorker
+
+# A fresh copy: the master, from which the workers are forked, never imports the application, so that a reload (SIGHUP)
+# picks up new code. An invalid setting stops the start here, and not in each worker.
+_config = runpy.run_path(str(Path(__file__).with_name("config.py")))
+_settings = _config["load_settings"]()
+# Else a name server that doesn't respond holds a request for longer than PostgreSQL may. glibc reads it.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 _max_open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-worker_class = "worker.Worker"
+_PARSE_ERRORS = {
+    LimitRequestLine: (414, "URI too long"),
+    LimitRequestHeaders: (431, "Request header fields too large"),
+    ParseException: (400, "Bad request"),
+    Exception: (500, "Internal server error"),
+}
+
+
+class Worker(ThreadWorker):
+    """gunicorn's gthread worker. It overrides `handle_error` and `handle_quit`."""
+
+    log: Any
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Respond to invalid HTTP with JSON. The log gets the kind of the error, without the client's words.
+
+        An API key can stand in the header line that could not be parsed. If `req` could be parsed, and the rest of its
+        body can't, its response has been sent already.
+        """
+        status, error = next(response for kind, response in _PARSE_ERRORS.items() if isinstance(exc, kind))
+        request_id = secrets.token_hex(16)
+        self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
+        if status == 500:
+            self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
+        if req and status == 400:
+            return
+        body = json.dumps({"error": error}) + "\n"
+        head = (
+            f"HTTP/1.1 {status} {error}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Request-Id: {request_id}\r\n\r\n"
+        )
+        client.sendall((head + body).encode())
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """End at SIGINT and SIGQUIT as at SIGTERM. gunicorn's own raises SystemExit wherever the main thread is."""
+        self.handle_exit(sig, frame)
+
+
+class CachedConfig:
+    """gunicorn's settings, each looked up once: gunicorn looks up some thirty for each request, and slowly."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__[name] = getattr(self._config, name)
+        return value
+
+
+worker_class = Worker
 bind = f"127.0.0.1:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
@@ -29,8 +78,7 @@ threads = _settings["THREADS"]
 worker_connections = max(threads + 1, min(1000, _max_open_files - threads - 64))
 keepalive = 75  # longer than a proxy keeps idle connections, else it sends into one that was just closed: a 502
 accesslog = None  # logs.py writes a line for each request
-logconfig_dict = _settings["logging"]
-loglevel = logconfig_dict["loggers"]["gunicorn.error"]["level"]
+loglevel = "warning"  # until the hooks below set up the log. With `logconfig_dict`, gunicorn makes access lines.
 statsd_host = _settings["STATSD_HOST"]
 statsd_prefix = "igris"
 control_socket_disable = True
@@ -39,19 +87,19 @@ forwarder_headers = ""  # else a request's SCRIPT_NAME header would change its p
 
 
 def on_starting(server: Any) -> None:
-    """Log the settings that are in force; DATABASE_URL, which may hold a password, is not among them."""
-    shown = " ".join(f"{name}={value}" for name, value in _settings.items() if name != "logging")
-    server.log.info("settings: %s", shown)
+    """Log the settings in force. DATABASE_URL, which may hold a password, is not among them."""
+    on_reload(server)
+    shown = " ".join(f"{name}={value}" for name, value in _settings.items() if name != "DATABASE_URL")
+    server.log.info("igris-ingest %s, settings: %s", _config["VERSION"], shown)
 
 
-def pre_request(worker: Any, req: Any) -> None:
-    """Hang up after the answer if others wait for a connection. gunicorn's hook would log the path, keys included."""
-    if worker.nr_conns > worker.max_keepalived:
-        req.force_close()
+def on_reload(server: Any) -> None:
+    _config["set_up_logging"](_settings["LOG_LEVEL"])
 
 
 def post_worker_init(worker: Any) -> None:
-    """Make the garbage collector rare: a batch's JSON is thousands of objects without a cycle."""
+    worker.cfg = CachedConfig(worker.cfg)
+    # A batch's JSON is thousands of objects without a cycle: so the garbage collector runs rarely.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

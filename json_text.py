@@ -5,9 +5,9 @@ import re
 from collections import defaultdict
 from typing import Any
 
-MAX_ZEROS = 2**24
-"""The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
-a body of many such numbers could be stored, but neither read nor dumped."""
+# The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
+# a body of many such numbers could be stored, but neither read nor dumped.
+MAX_EXPONENT_SUM = 2**24
 
 _EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
 
@@ -30,7 +30,8 @@ class TooLarge(Exception):
 def check_value_count(texts: list[bytes], max_values: int) -> None:
     """Raise TooLarge if a body's JSON texts have more than `max_values` values, before anything is built from them.
 
-    Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each.
+    Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each. The first two
+    counts are quick, and never too low: the exact one is made only if both pass the limit.
     """
     if (
         sum(map(len, texts)) > max_values
@@ -49,26 +50,27 @@ def _outside_strings(text: bytes) -> bytes:
 
 
 class Parser:
-    """Parses the JSON texts of a body, which share MAX_ZEROS.
+    """Parses the JSON texts of a body, which share MAX_EXPONENT_SUM.
 
-    Python's parser accepts NaN and Infinity, which are refused here. Its limits are ours: about a thousand levels of
+    Python's parser accepts NaN and Infinity, which are rejected here. Its limits are ours: about a thousand levels of
     nesting, and 4,300 digits of an integer.
     """
 
     def __init__(self) -> None:
-        self._zeros = 0
+        self._exponent_sum = 0
 
     def parse(self, body: bytes) -> tuple[str, Any]:
         """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
 
-        The fractions in the value are all 0.0: nobody needs them, and this notes their texts at the speed of C.
+        The fractions in the value are all 0.0, since nothing needs them.
         """
+        # parse_float gets the text of a fraction. `__getitem__` keeps it as a key and returns 0.0, at the speed of C.
         fractions: defaultdict[str, float] = defaultdict(float)
         try:
             text = body.decode()
             check = _check_keys if _MAYBE_UNSTORABLE.search(text) else None
             value = json.loads(
-                text, parse_constant=_refuse_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
+                text, parse_constant=_reject_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
         except UnicodeDecodeError as error:
             raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}") from None
@@ -79,13 +81,13 @@ class Parser:
         except ValueError:
             raise InvalidJSON("A number is too long") from None
         if any("e" in number or "E" in number for number in fractions):
-            self._zeros += sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
-            if self._zeros > MAX_ZEROS:
+            self._exponent_sum += sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
+            if self._exponent_sum > MAX_EXPONENT_SUM:
                 raise InvalidJSON("The numbers have too many digits")
         return text, value
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise InvalidJSON(f"{name} is not JSON")
 
 

@@ -1,4 +1,4 @@
--- The tables, as `flask --app app init-db` makes them in an empty database.
+-- The tables, as `igris-ingest init-db` makes them in an empty database.
 --
 -- Every unique key of a table that holds events or usage begins with org_id, and no column is an identity column,
 -- so that these tables can be distributed by org_id over several machines.
@@ -118,9 +118,9 @@ CREATE TABLE seals (
 -- meanwhile fails this one, by the CHECK of monthly_usage or the primary key of idempotency_keys: call it again then. The
 -- usage row is touched as late as possible, since others wait for its lock until the commit.
 --
--- It runs with the rights of its owner, so that the role of the service needs no others. A change of it is a function
--- with another number, so that the program of the version before goes on during an upgrade.
-CREATE FUNCTION store_events_3(
+-- It runs with the rights of its owner, so that the role of the service needs no others. migrations/README.md says what
+-- the number in its name means.
+CREATE FUNCTION store_events_v1(
     p_org_id text,
     p_api_key_id bigint,
     p_source text,
@@ -192,6 +192,10 @@ BEGIN
     END IF;
 
     v_events := coalesce(p_body -> 'events', p_body);
+    IF p_indexes IS NOT NULL THEN
+        SELECT jsonb_agg(v_events -> i ORDER BY i) INTO v_events
+        FROM unnest(p_indexes) AS i;
+    END IF;
     INSERT INTO audit_events
         (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
     SELECT
@@ -210,15 +214,8 @@ BEGIN
         ),
         coalesce(e.metadata, '{}'),
         now()
-    FROM (
-        SELECT r.*
-        FROM jsonb_to_recordset(CASE WHEN p_indexes IS NULL THEN v_events ELSE '[]' END)
-            AS r (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
-        UNION ALL
-        SELECT r.*
-        FROM unnest(p_indexes) AS i,
-            jsonb_to_record(v_events -> i) AS r (type text, "toolName" text, action text, "timestamp" text, metadata jsonb)
-    ) AS e;
+    FROM jsonb_to_recordset(v_events)
+        AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb);
 
     INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
     VALUES (
@@ -246,4 +243,4 @@ BEGIN
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION store_events_3 FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION store_events_v1 FROM PUBLIC;

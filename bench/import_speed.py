@@ -24,7 +24,7 @@ from commands.importer.mapping import Options
 from commands.importer.rows import EventMaker
 from commands.quota import quota_use
 from dev import postgres
-from dev.service import FLASK, set_up
+from dev.service import PROGRAM, set_up
 
 ROWS = int(os.environ.get("ROWS", "400000"))
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
@@ -55,7 +55,7 @@ def import_file(url: str, file: Path) -> float:
     org_id = f"org-{time.monotonic_ns()}"
     set_up(url, org_id, None)
     began = time.perf_counter()
-    command = [*FLASK, "import", str(file), "--org", org_id, "--map", "timestamp=created_at"]
+    command = [PROGRAM, "import", str(file), "--org", org_id, "--map", "timestamp=created_at"]
     command = command if file.suffix == ".csv" else command[:-2]
     subprocess.run(command, env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
     seconds = time.perf_counter() - began

@@ -18,7 +18,7 @@ import psycopg
 from bench import load
 from bench.run import bodies
 from dev import postgres
-from dev.service import FLASK, Service, set_up
+from dev.service import PROGRAM, Service, set_up
 
 EVENTS = int(os.environ.get("EVENTS", "2000000"))
 ROUNDS = 3
@@ -36,7 +36,7 @@ FILL = """
 
 def seconds_of(url: str, *arguments: str) -> float:
     began = time.perf_counter()
-    subprocess.run([*FLASK, *arguments], env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
+    subprocess.run([PROGRAM, *arguments], env={**os.environ, "DATABASE_URL": url}, check=True, capture_output=True)
     return time.perf_counter() - began
 
 

@@ -1,20 +1,37 @@
-"""The program igris-ingest: the commands alone, from any folder."""
+"""The program igris-ingest. A new command is a file in this folder and a line below."""
 
 import click
-from flask.cli import ScriptInfo
 
-import commands
-from app import create_app
+from commands import config_command, events, init_db, keys, organizations, prune, quota
+from commands.evidence import export, seals, verify
+from commands.importer import command as importer
+from commands.importer import records
 from config import VERSION
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, message="%(version)s")
 def main() -> None:
-    """Manage igris-ingest. DATABASE_URL names its PostgreSQL; README.md has a line for each command."""
+    """Manage igris-ingest. The environment variable DATABASE_URL names its PostgreSQL."""
 
 
-commands.add_to(main)
+for each in (
+    init_db.init_db,
+    organizations.organizations,
+    keys.keys,
+    quota.quota,
+    quota.usage,
+    events.events,
+    importer.import_,
+    records.imports,
+    export.export,
+    seals.seal,
+    seals.list_seals,
+    verify.verify,
+    prune.prune,
+    config_command.config,
+):
+    main.add_command(each)
 
 if __name__ == "__main__":
-    main(prog_name="igris-ingest", obj=ScriptInfo(create_app=create_app))
+    main(prog_name="igris-ingest")

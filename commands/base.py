@@ -1,22 +1,24 @@
-"""What every command needs: a connection, and errors as one line."""
+"""What every command needs: settings, a connection, locks, and errors as one line."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 import psycopg
-from flask import current_app
-from flask.cli import with_appcontext
 from psycopg.rows import dict_row
 from psycopg.types.datetime import TimestamptzLoader
 
 import database
+import database_errors
 from commands.output import printable
+from config import load_settings
 from database import Connection, TimeoutConnection
+from json_text import InvalidJSON
 
 
 class NotFound(Exception):
@@ -24,37 +26,39 @@ class NotFound(Exception):
 
 
 class AlreadyRunning(Exception):
-    """Another process does what only one may do. The argument says what."""
+    """Another process holds the lock of what only one may do. The argument says which."""
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Run a command in the application's context. An error ends it with one line and exit status 1."""
+def reports_errors(function: Callable[..., None]) -> Callable[..., None]:
+    """Make an error of a command one line on standard error, and exit status 1."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has seen enough: click ends quietly
+        except BrokenPipeError:  # the reader of the output has gone: click ends quietly
             raise
         except OSError as error:
+            with suppress(OSError):  # else Python writes what is left again when it ends, and exits with 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             where = "standard output" if error.filename is None else printable(str(error.filename))
             raise click.ClickException(f"{where}: {error.strerror}") from None
-        except database.Unavailable as error:
+        except database_errors.Unavailable as error:
             raise click.ClickException(": ".join(error.args)) from None
-        except (NotFound, database.DataRejected, AlreadyRunning) as error:
+        except (NotFound, InvalidJSON, AlreadyRunning) as error:
             raise click.ClickException(str(error)) from None
 
-    return with_appcontext(wrapper)
+    return wrapper
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn the driver's errors into the exceptions of `database`."""
+    """Turn the driver's errors into the exceptions of `database_errors`."""
     try:
         yield
     except psycopg.Error as error:
-        database.raise_translated(error)
+        database_errors.raise_translated(error)
 
 
 _FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
@@ -83,15 +87,14 @@ def connect(database_url: str) -> Iterator[Connection]:
 
 def session() -> AbstractContextManager[Connection]:
     """Open a connection as `connect` does, to DATABASE_URL."""
-    return connect(current_app.config["DATABASE_URL"])
+    return connect(load_settings()["DATABASE_URL"])
 
 
 @contextmanager
 def session_with_timeouts() -> Iterator[TimeoutConnection]:
     """Open a connection as `session` does, with the timeouts of requests. It waits LOCK_TIMEOUT for a lock."""
-    settings = database.timeout_settings(database.LOCK_TIMEOUT)
-    conninfo = database.conninfo(current_app.config["DATABASE_URL"], settings)
-    with translate_errors(), closing(TimeoutConnection.open(conninfo)) as made:
+    url = load_settings()["DATABASE_URL"]
+    with translate_errors(), closing(TimeoutConnection.open(url, database.LOCK_TIMEOUT)) as made:
         yield made
 
 
@@ -118,6 +121,28 @@ def lock_partitions(connection: Connection) -> None:
     Has to be its first statement: one that sees an older state, and waits for the move, finds the events nowhere.
     """
     connection.execute("LOCK TABLE audit_events IN ACCESS SHARE MODE")
+
+
+@contextmanager
+def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold an advisory lock of an organization. Of each name, only one process at a time holds it.
+
+    Raises AlreadyRunning if another process holds it, or with `wait` waits for that process.
+    """
+    lock = [f"igris-ingest {name}", org_id]
+    [(locked,)] = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s), hashtext(%s))", lock).fetchall()
+    if not locked:
+        holder = f"{org_id!r}: another process holds the lock `{name}`"
+        if not wait:
+            raise AlreadyRunning(f"{holder}; try again when it has ended")
+        click.echo(f"{holder}: waiting", err=True)
+        connection.execute("SELECT pg_advisory_lock(hashtext(%s), hashtext(%s))", lock)
+    try:
+        yield
+    finally:
+        # closing the connection gives the lock back, too, but some time later
+        with suppress(psycopg.Error):
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s), hashtext(%s))", lock)
 
 
 def server_time(connection: Connection) -> datetime:

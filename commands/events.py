@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 
-from commands.base import check_organization, command, fetch_dicts, server_time, session
+from commands.base import check_organization, fetch_dicts, reports_errors, server_time, session
+from commands.evidence.trail import EVENT_COLUMNS, MAX_COMMIT_DELAY, RECEIPT_COLUMNS, WHERE, Filters, filter_options
 from commands.output import Table, iso
 from commands.parameters import json_option, org_option
-from commands.trail import MAX_COMMIT_DELAY, WHERE, Filters, filter_options
 from database import Connection
 
 # The newest events, or those with some ids.
+COLUMNS = (*RECEIPT_COLUMNS, *EVENT_COLUMNS)
 SELECT_EVENTS = f"""
-    SELECT id, org_id, api_key_id, source, type, tool_name, action, "timestamp", received_at,
-           metadata::text AS metadata
+    SELECT {", ".join(column.sql for column in COLUMNS if column.sql != "metadata")}, metadata::text AS metadata
     FROM audit_events
     WHERE {WHERE}
       AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
@@ -43,9 +43,16 @@ PAGE = 1000  # the number of events that are shown at once to somebody who follo
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
 @click.option("--follow", is_flag=True, help="Go on with what arrives, until Ctrl-C.")
 @json_option
-@command
+@reports_errors
 def events(org: str | None, limit: int, follow: bool, as_json: bool, **conditions: Any) -> None:
-    """Show the newest stored events, the newest last. JSON comes as one line for each event."""
+    """Show the newest stored events, the newest last. JSON comes as one line for each event.
+
+    \b
+    Examples:
+      igris-ingest events --org acme
+      igris-ingest events --action deny --since 7d --limit 100
+      igris-ingest events --follow --json
+    """
     filters = Filters(org, **conditions)
     # 80 columns: an organization that was asked for need not be shown
     table = (

@@ -5,9 +5,8 @@ from string import ascii_letters, digits
 from typing import Any
 
 import click
-from flask.cli import AppGroup
 
-from commands.base import NotFound, check_organization, command, fetch_dicts, transaction
+from commands.base import NotFound, check_organization, fetch_dicts, reports_errors, transaction
 from commands.organizations import create_organization, echo_made, given_or_default
 from commands.output import show
 from commands.parameters import Name, Quota, json_option
@@ -24,17 +23,27 @@ SELECT_KEYS = """
     ORDER BY id
 """
 
-keys = AppGroup("keys", help="API keys: create, list, rename, revoke.")
+
+@click.group("keys")
+def keys() -> None:
+    """API keys: create, list, rename, revoke."""
 
 
-@keys.command("create", with_appcontext=False)
+@keys.command("create")
 @click.argument("org", type=Name())
 @click.option("--label", type=Name(), help="What the key is for.")
 @click.option("--expires-in-days", type=click.IntRange(1, 36500), help="By default a key never expires.")
 @click.option("--monthly-quota", type=Quota(), help="The new organization's quota: a number of events, or unlimited.")
-@command
+@reports_errors
 def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None] | None) -> None:
-    """Make a key, and the organization ORG if it is new. Prints the key, this one time."""
+    """Make a key, and the organization ORG if it is new. Prints the key, this one time.
+
+    \b
+    Examples:
+      igris-ingest keys create acme
+      igris-ingest keys create acme --label "billing agent" --expires-in-days 90
+      igris-ingest keys create globex --monthly-quota unlimited
+    """
     with transaction() as connection:
         quota = given_or_default(monthly_quota)
         is_new = create_organization(connection, org, quota)
@@ -46,34 +55,51 @@ def create(org: str, label: str | None, expires_in_days: int | None, monthly_quo
     click.echo(key)
 
 
-@keys.command("list", with_appcontext=False)
+@keys.command("list")
 @click.argument("org", type=Name(), required=False)
 @json_option
-@command
+@reports_errors
 def list_(org: str | None, as_json: bool) -> None:
-    """List all keys, or those of ORG. A key itself is never shown."""
+    """List all keys, or those of ORG. A key itself is never shown.
+
+    \b
+    Examples:
+      igris-ingest keys list
+      igris-ingest keys list acme --json
+    """
     with transaction() as connection:
         rows = list_keys(connection, org)
     show(rows, COLUMNS, as_json)
 
 
-@keys.command("rename", with_appcontext=False)
+@keys.command("rename")
 @click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @click.argument("label", type=Name())
-@command
+@reports_errors
 def rename(key_id: int, label: str) -> None:
-    """Give a key another label."""
+    """Give a key another label.
+
+    \b
+    Examples:
+      igris-ingest keys rename 3 "billing agent"
+    """
     with transaction() as connection:
         if not connection.execute("UPDATE api_keys SET label = %s WHERE id = %s", [label, key_id]).rowcount:
             raise NotFound(f"there is no API key {key_id}")
     click.echo(f"key {key_id} is called {label!r}", err=True)
 
 
-@keys.command("revoke", with_appcontext=False)
+@keys.command("revoke")
 @click.argument("key_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
-@command
+@reports_errors
 def revoke(key_id: int) -> None:
-    """End a key, from the next request on."""
+    """End a key, from the next request on.
+
+    \b
+    Examples:
+      igris-ingest keys list acme
+      igris-ingest keys revoke 3
+    """
     with transaction() as connection:
         revoke_key(connection, key_id)
     click.echo(f"key {key_id} is revoked", err=True)

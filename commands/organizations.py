@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from flask import current_app
 
-from commands.base import check_organization, command, fetch_dicts, session, transaction
-from commands.lock import exclusive
+from commands.base import check_organization, exclusive, fetch_dicts, reports_errors, session, transaction
+from commands.evidence.trail import await_storing
 from commands.output import show, sum_shown
 from commands.parameters import Name, Quota, json_option
 from commands.prune import BATCH, delete_batches
 from commands.quota import show_quota
-from commands.trail import await_storing
+from config import load_settings
 from database import Connection
 
 SELECT_ORGANIZATIONS = """
@@ -46,9 +45,15 @@ def organizations() -> None:
 
 @organizations.command("list")
 @json_option
-@command
+@reports_errors
 def list_(as_json: bool) -> None:
-    """List the organizations, with their quota of events a month and their keys that are not revoked."""
+    """List the organizations, with their quota of events a month and their keys that are not revoked.
+
+    \b
+    Examples:
+      igris-ingest organizations list
+      igris-ingest organizations list --json
+    """
     with transaction() as connection:
         rows = fetch_dicts(connection, SELECT_ORGANIZATIONS, {})
     if not as_json:
@@ -59,9 +64,15 @@ def list_(as_json: bool) -> None:
 @organizations.command("create")
 @click.argument("org", type=Name())
 @click.option("--monthly-quota", type=Quota(), help="A number of events, or unlimited.")
-@command
+@reports_errors
 def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
-    """Make an organization. `keys create` makes one, too, if it is new."""
+    """Make an organization. `keys create` makes one, too, if it is new.
+
+    \b
+    Examples:
+      igris-ingest organizations create acme
+      igris-ingest organizations create acme --monthly-quota 500000
+    """
     quota = given_or_default(monthly_quota)
     with transaction() as connection:
         if not create_organization(connection, org, quota):
@@ -72,9 +83,15 @@ def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
 @organizations.command("delete")
 @click.argument("org", type=Name())
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@command
+@reports_errors
 def delete(org: str, yes: bool) -> None:
-    """Delete an organization with its keys, its events and their seals. From its beginning on, requests get a 401."""
+    """Delete an organization with its keys, its events and their seals. From its beginning on, requests get a 401.
+
+    \b
+    Examples:
+      igris-ingest organizations delete acme
+      igris-ingest organizations delete acme --yes
+    """
     with session() as connection:
         check_organization(connection, org)
         [there] = fetch_dicts(connection, COUNTS, {"org_id": org})
@@ -88,7 +105,7 @@ def delete(org: str, yes: bool) -> None:
 
 def given_or_default(monthly_quota: tuple[int | None] | None) -> int | None:
     """Return the quota of a new organization: that of --monthly-quota, or DEFAULT_MONTHLY_QUOTA."""
-    [quota] = monthly_quota or (current_app.config["DEFAULT_MONTHLY_QUOTA"],)
+    [quota] = monthly_quota or (load_settings()["DEFAULT_MONTHLY_QUOTA"],)
     return quota
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from commands.base import check_organization, command, session
-from commands.lock import exclusive
+from commands.base import check_organization, exclusive, reports_errors, session
 from commands.output import iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
@@ -107,12 +106,17 @@ class Prunable:
 @org_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
-@command
+@reports_errors
 def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
     """Delete events received before a date, and expired idempotency keys, in small batches.
 
     Of an organization with seals it deletes whole sealed periods, and marks their seals: `verify` knows that they were
     pruned. After a partition was dropped, the same command marks the seals.
+
+    \b
+    Examples:
+      igris-ingest prune --before 400d --dry-run
+      igris-ingest prune --before 2026-03-01 --org acme
     """
     if before > datetime.now(UTC):
         raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")

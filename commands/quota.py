@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from commands.base import check_organization, command, fetch_dicts, transaction
+from commands.base import check_organization, fetch_dicts, reports_errors, transaction
 from commands.output import show
 from commands.parameters import Month, Name, Quota, json_option
 from database import Connection
@@ -54,9 +54,16 @@ class QuotaUse(NamedTuple):
 @click.command("quota")
 @click.argument("org", type=Name())
 @click.argument("monthly_quota", metavar="[N|unlimited]", type=Quota(), required=False)
-@command
+@reports_errors
 def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:
-    """Show ORG's use of this month's quota, or set the quota."""
+    """Show ORG's use of this month's quota, or set the quota.
+
+    \b
+    Examples:
+      igris-ingest quota acme
+      igris-ingest quota acme 500000
+      igris-ingest quota acme unlimited
+    """
     with transaction() as connection:
         if monthly_quota:
             set_quota(connection, org, *monthly_quota)
@@ -70,9 +77,15 @@ def quota(org: str, monthly_quota: tuple[int | None] | None) -> None:
 @click.command("usage")
 @click.option("--month", type=Month(), help="The default is this month, in UTC.")
 @json_option
-@command
+@reports_errors
 def usage(month: date | None, as_json: bool) -> None:
-    """Show what each organization stored in a month, and how much of its quota that is."""
+    """Show what each organization stored in a month, and how much of its quota that is.
+
+    \b
+    Examples:
+      igris-ingest usage
+      igris-ingest usage --month 2026-10 --json
+    """
     with transaction() as connection:
         rows = usage_of_month(connection, month)
     for row in rows:

@@ -37,7 +37,7 @@ SELECT format('SELECT truncate_local_data_after_distributing_table(%L)', name) F
 
 -- A call becomes one command to the node that has the organization.
 SELECT create_distributed_function(
-    'store_events_3(text, bigint, text, jsonb, integer[], integer, text, bytea, integer)',
+    'store_events_v1(text, bigint, text, jsonb, integer[], integer, text, bytea, integer)',
     'p_org_id',
     colocate_with => 'audit_events'
 );

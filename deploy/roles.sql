@@ -34,7 +34,7 @@ ALTER ROLE igris_web SET synchronous_commit = 'on';
 ALTER ROLE igris_web SET DateStyle = 'ISO, MDY';
 ALTER ROLE igris_web SET IntervalStyle = 'postgres';
 ALTER ROLE igris_web SET TimeZone = 'UTC';
-ALTER ROLE igris_web SET lock_timeout = '0.5s';
+ALTER ROLE igris_web SET lock_timeout = '0.2s';
 ALTER ROLE igris_web SET statement_timeout = '8s';
 ALTER ROLE igris_web SET idle_in_transaction_session_timeout = '8s';
 
@@ -57,6 +57,6 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
 GRANT SELECT ON schema_version TO igris_web;
 GRANT SELECT (id, org_id, key_hash, expires_at, revoked_at) ON api_keys TO igris_web;
-GRANT EXECUTE ON FUNCTION store_events_3 TO igris_web;
+GRANT EXECUTE ON FUNCTION store_events_v1 TO igris_web;
 
 COMMIT;

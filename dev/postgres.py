@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -31,9 +31,19 @@ class Server:
     PostgreSQL refuses to run as root: started by root, it runs as the user postgres or nobody.
     """
 
-    def __init__(self, data: Path, memory_limit: int | None = None, programs: Path | None = None) -> None:
-        """`memory_limit` is each process's address space in bytes, `programs` the folder of another PostgreSQL."""
+    def __init__(
+        self,
+        data: Path,
+        memory_limit: int | None = None,
+        programs: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """`memory_limit` is each process's address space in bytes, `programs` the folder of another PostgreSQL.
+
+        `environ` is added to the environment of the server.
+        """
         self._memory_limit = memory_limit
+        self._environ = {**os.environ, **(environ or {})}
         self._account = _account()
         self._bin = _reachable_copy(programs or embedded_programs(), self._account)
         self.data = data
@@ -102,7 +112,7 @@ class Server:
         command = [str(self._bin / program), *arguments]
         if self._memory_limit:
             command = ["sh", "-c", f'ulimit -v {self._memory_limit // 1024}; exec "$0" "$@"', *command]
-        return subprocess.Popen(command, cwd="/", start_new_session=True, **kwargs)
+        return subprocess.Popen(command, cwd="/", env=self._environ, start_new_session=True, **kwargs)
 
     def _own(self, folder: Path) -> None:
         folder.chmod(0o700)
@@ -111,9 +121,9 @@ class Server:
 
 
 @contextmanager
-def temporary(memory_limit: int | None = None, programs: Path | None = None) -> Iterator[Server]:
-    """Start a server with a new data directory, which is removed at the end."""
-    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")), memory_limit, programs)
+def temporary(**options: Any) -> Iterator[Server]:
+    """Start a server with a new data directory, which is removed at the end. The options are those of Server."""
+    server = Server(Path(tempfile.mkdtemp(prefix="igris-test-")), **options)
     try:
         server.start()
         yield server

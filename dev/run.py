@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from commands import base, keys, organizations, schema
+from commands import base, init_db, keys, organizations
 from database import Connection
 from dev import postgres
 from storage import AUTHENTICATE, key_hash
@@ -77,16 +77,16 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
 
 def serve(database_url: str, data: Path) -> None:
     os.environ["DATABASE_URL"] = database_url
-    settings = config.load()
+    settings = config.load_settings()
     with base.connect(database_url) as connection, connection.transaction():
-        schema.create_or_upgrade(connection)
+        init_db.create_or_upgrade(connection)
         key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
     server = subprocess.Popen([sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
     try:
         wait_until_ready(server)
         print(f"""
 Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {data}, the key in {VAR}/key.
-For commands and psql:
+For commands (`./igris-ingest --help`) and psql:
 
 export DATABASE_URL='{database_url}'
 

@@ -21,13 +21,13 @@ from typing import Any
 import psycopg
 import urllib3
 
+from commands.init_db import create_or_upgrade
 from commands.keys import create_key
 from commands.organizations import create_organization
-from commands.schema import create_or_upgrade
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-FLASK = [str(BIN / "flask"), "--app", str(ROOT / "app.py")]
+PROGRAM = str(ROOT / "igris-ingest")
 WEB = f"exec {shlex.quote(str(BIN))}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
 PATH = "/api/v1/ingest/raw"
 EVENT = {"type": "tool_call", "toolName": "generate_report"}

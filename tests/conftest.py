@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from commands.init_db import create_or_upgrade
 from commands.keys import create_key
 from commands.organizations import create_organization
-from commands.schema import create_or_upgrade
-from database import TimeoutConnection
+from database import LOCK_TIMEOUT, TimeoutConnection
 from dev import postgres
-from dev.service import Service
-from storage import Storage
+from dev.service import ROOT, Service
+from storage import SCHEMA_VERSION, Storage
 from tests.support import Account
 
 # The end of a run by SIGTERM is that of one by Ctrl-C: fixtures stop what they have started.
@@ -70,7 +70,7 @@ def database_url(create_schema: Callable[[], str]) -> str:
 @pytest.fixture
 def connection(database_url: str) -> Iterator[TimeoutConnection]:
     """A connection of the owner of the shared database, in autocommit mode."""
-    with TimeoutConnection.open(database_url) as connection:
+    with TimeoutConnection.open(database_url, LOCK_TIMEOUT) as connection:
         yield connection
 
 
@@ -104,8 +104,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., S
 def storage(database_url: str) -> Iterator[Storage]:
     storage = Storage(database_url, 1, 7)
     yield storage
-    for connection in storage.database._idle:
-        connection.close()
+    storage.database.close()
 
 
 @pytest.fixture
@@ -123,3 +122,21 @@ def new_account(service: Service, connection: psycopg.Connection[Any]) -> Callab
 @pytest.fixture
 def account(new_account: Callable[..., Account]) -> Account:
     return new_account()
+
+
+STEP = "ALTER TABLE organizations ADD COLUMN note text; CREATE INDEX ON organizations (note);"
+
+
+@pytest.fixture
+def add_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
+    """Makes the next schema version: a step in migrations/, and the program that needs it."""
+
+    def add() -> None:
+        folder = tmp_path / "program"
+        (folder / "migrations").mkdir(parents=True)
+        (folder / "migrations" / f"{SCHEMA_VERSION + 1:03}_add_a_note.sql").write_text(STEP)
+        (folder / "schema.sql").write_text((ROOT / "schema.sql").read_text() + STEP)
+        monkeypatch.setattr("commands.init_db.ROOT", folder)
+        monkeypatch.setattr("commands.init_db.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+
+    return add

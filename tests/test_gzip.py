@@ -72,6 +72,7 @@ def test_the_limit_is_that_of_the_inflated_body(
     assert account.count() == 1
 
 
+@pytest.mark.measures
 def test_a_bomb_takes_no_more_memory_than_the_limit(
     new_account: Callable[..., Account], start_service: Callable[..., Service]
 ) -> None:

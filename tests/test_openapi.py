@@ -33,14 +33,14 @@ def test_the_fields_are_those_of_the_schema() -> None:
     for name, rule in rules.items():
         documented = EVENT["properties"][name]
         match rule:
-            case schemas._Enum():
+            case schemas.Enum():
                 assert documented["enum"] == list(rule.values)
-            case schemas._String():
+            case schemas.String():
                 assert documented["type"] == "string"
                 assert (documented["minLength"], documented["maxLength"]) == (rule.min_length, rule.max_length)
-            case schemas._Instant():
+            case schemas.Instant():
                 assert documented["type"] == "string"
-            case schemas._Object():
+            case schemas.Object():
                 assert documented["type"] == "object"
             case fields.Field():
                 pytest.fail(f"what is {name}?")

@@ -8,7 +8,7 @@ import pytest
 import storage
 from app import first_of_next_month
 from commands.quota import set_quota
-from database import Connection, TimeoutConnection
+from database import LOCK_TIMEOUT, Connection, TimeoutConnection
 from dev.service import EVENT, at_once
 from tests.support import Account, assert_refused
 
@@ -93,8 +93,8 @@ def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
     account = new_account(quota=None)
     batch = storage.EventBatch('[{"type": "custom", "toolName": "x"}]', [0], 1)
     # holds what a request holds before its commit
-    with TimeoutConnection.open(database_url) as blocker, blocker.transaction():
-        storage.store_batch(blocker, account.org_id, None, batch, None)
+    with TimeoutConnection.open(database_url, LOCK_TIMEOUT) as blocker, blocker.transaction():
+        storage.call_store_events(blocker, account.org_id, None, batch, None)
         assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
     assert account.count() == account.used() == 9
 

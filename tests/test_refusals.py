@@ -14,7 +14,7 @@ from dev.service import EVENT, PATH, ROOT, Service, at_once
 from storage import Storage
 from tests.support import Account, assert_refused
 
-CASES = json.loads((ROOT / "tests/zod_cases.json").read_text())
+CASES = json.loads((ROOT / "tests/zod/cases.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])

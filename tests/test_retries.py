@@ -43,7 +43,7 @@ def test_a_retry_is_answered_the_same_though_the_first_request_has_just_used_up_
 ) -> None:
     account = new_account(quota=1)
     body = json.dumps(EVENT).encode()
-    first = "SELECT outcome FROM store_events_3(%s, NULL, 'raw', %s, NULL, 1, 'once', %s, 7)"
+    first = "SELECT outcome FROM store_events_v1(%s, NULL, 'raw', %s, NULL, 1, 'once', %s, 7)"
     with ThreadPoolExecutor(1) as pool, psycopg.connect(account.service.database_url) as connection:
         connection.execute("LOCK TABLE monthly_usage")
         retry = pool.submit(account.post, body, Idempotency_Key="once")

@@ -8,15 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dev import postgres
-from dev.service import ROOT, free_port, wait_for
+from dev.service import ROOT, free_port
 
 PARTS = ["*.py", "requirements.txt", "schema.sql", "openapi.yaml", "Procfile", "commands", "dev", "migrations"]
 
@@ -98,42 +95,3 @@ def test_a_port_that_can_not_be_had_is_one_line(clone: Path) -> None:
             assert done.returncode == 1
             assert done.stderr.startswith(f"make run: {line}")
             assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for whom PostgreSQL runs as another user")
-def test_roots_copy_of_postgresql_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is made where the folder of the project is closed to that user."""
-    account = postgres._account()
-    assert account
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        monkeypatch.setattr(postgres, "ROOTS_FOLDER", Path(folder))
-        monkeypatch.setattr(postgres, "_reaches", lambda account, path: False)
-        programs = postgres._reachable_copy(postgres.embedded_programs(), account)
-        assert programs.is_relative_to(folder)
-        for program in ("initdb", "postgres", "pg_dump"):
-            subprocess.run(
-                [programs / program, "--version"], user=account.pw_uid, check=True, stdout=subprocess.DEVNULL
-            )
-
-
-def test_a_run_of_the_tests_that_is_terminated_leaves_no_process() -> None:
-    mark = uuid.uuid4().hex
-
-    def marked() -> list[str]:
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark.encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except (OSError, ProcessLookupError):
-                continue
-        return found
-
-    command = [sys.executable, "-m", "pytest", "-q", "tests/test_outages.py", "-k", "stuck_database"]
-    environ = {**os.environ, "MARK": mark}
-    tests = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: sum("gunicorn" in each for each in marked()) >= 3, seconds=60)  # the master and two workers
-    tests.terminate()
-    tests.wait(timeout=60)
-    assert marked() == []

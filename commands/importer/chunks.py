@@ -10,7 +10,8 @@ import storage
 from commands.base import translate_errors
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
-from database import DataRejected, TimeoutConnection
+from database import TimeoutConnection
+from json_text import InvalidJSON
 from storage import QuotaExceeded
 
 CHUNK_ROWS = 1000
@@ -67,7 +68,7 @@ class Chunks:
     def store(self, events: list[str], key: str) -> bool:
         """Store events, as JSON, in one transaction; return False if that was done before.
 
-        `key` is a SHA-256 in hexadecimal. Raises QuotaExceeded and DataRejected; then nothing is stored.
+        `key` is a SHA-256 in hexadecimal. Raises QuotaExceeded and InvalidJSON; then nothing is stored.
         """
         batch = storage.EventBatch(
             json_text.storable_text(f"[{','.join(events)}]"),
@@ -78,7 +79,7 @@ class Chunks:
             source="import",
         )
         with translate_errors():
-            return not storage.store_batch(self._connection, self._org_id, None, batch, None).replayed
+            return not storage.call_store_events(self._connection, self._org_id, None, batch, None).replayed
 
 
 class _Pending(NamedTuple):
@@ -190,7 +191,7 @@ class Import:
             if not error.args[0]:
                 raise QuotaEnded(self._pending[0].event.line) from None
             return self._store(chunks, error.args[0])
-        except DataRejected as error:
+        except InvalidJSON as error:
             self._bad_within = size
             if size > 1:
                 return self._store(chunks, size // 2)

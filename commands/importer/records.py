@@ -9,8 +9,15 @@ from typing import Any
 
 import click
 
-from commands.base import NotFound, check_organization, command, fetch_dicts, session, translate_errors
-from commands.lock import exclusive
+from commands.base import (
+    NotFound,
+    check_organization,
+    exclusive,
+    fetch_dicts,
+    reports_errors,
+    session,
+    translate_errors,
+)
 from commands.output import show, sum_shown
 from commands.parameters import json_option, org_option
 from commands.prune import delete_batches
@@ -191,9 +198,14 @@ def imports() -> None:
 @imports.command("list")
 @org_option
 @json_option
-@command
+@reports_errors
 def list_imports(org: str | None, as_json: bool) -> None:
-    """Show the imports, the oldest first."""
+    """Show the imports, the oldest first.
+
+    \b
+    Examples:
+      igris-ingest imports list --org acme
+    """
     with session() as connection:
         check_organization(connection, org)
         rows = fetch_dicts(connection, SELECT_IMPORTS, {"org_id": org})
@@ -204,9 +216,15 @@ def list_imports(org: str | None, as_json: bool) -> None:
 @click.argument("import_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--sealed", is_flag=True, help="Also if they are sealed: `verify` finds them missing then.")
-@command
+@reports_errors
 def undo(import_id: int, yes: bool, sealed: bool) -> None:
-    """Delete the events that an import stored. The quota is not given back: they were received."""
+    """Delete the events that an import stored. The quota is not given back: they were received.
+
+    \b
+    Examples:
+      igris-ingest imports list --org acme
+      igris-ingest imports undo 12
+    """
     with session() as connection:
         found = fetch_dicts(connection, SELECT_IMPORT, {"id": import_id})
         if not found:

@@ -244,8 +244,8 @@ def _parse_metadata(text: str) -> Any:
 
 def _validated(event: Any, text: str) -> str:
     """Return the text of an event that is valid. Raises InvalidRow with all that is wrong."""
-    if schemas.count_errors(event):
-        raise InvalidRow("; ".join(": ".join(filter(None, each)) for each in schemas.error_messages(event)))
+    if messages := schemas.error_messages(event):
+        raise InvalidRow("; ".join(": ".join(filter(None, each)) for each in messages))
     return text
 
 

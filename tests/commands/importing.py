@@ -10,7 +10,7 @@ from commands.importer.files import Reject, Source
 from commands.importer.formats import FORMATS, read_rows
 from commands.importer.mapping import Options
 from commands.importer.rows import Event, EventMaker
-from tests.support import Account, command, flask
+from tests.support import Account, command, igris
 
 MAX_BYTES = 10_000
 
@@ -49,7 +49,7 @@ def texts(items: list[Any]) -> list[Any]:
 
 def run(account: Account, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs the command; in a process of its own if it gets standard input or a folder."""
-    how = flask if kwargs else command
+    how = igris if kwargs else command
     arguments = ("import", *arguments, "--timestamp-now", "--org", account.org_id)
     return how(*arguments, database_url=account.service.database_url, **kwargs)
 

@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from commands.lock import exclusive
-from commands.trail import LINE, Filters, lines
-from dev.service import FLASK, ROOT, Service, at_once, set_up, wait_for
+from commands.base import exclusive
+from commands.evidence.trail import LINE, Filters, lines
+from dev.service import PROGRAM, ROOT, Service, at_once, set_up, wait_for
 from schemas import Event
 from tests.support import Account, command
 
@@ -180,10 +180,10 @@ def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
         ("/dev/null", "export", 0, "exported 3000 events\n"),
     ):
         with Path(path).open("wb") as output:
-            arguments = [*FLASK, name, "--org", account.org_id]
+            arguments = [PROGRAM, name, "--org", account.org_id]
             done = subprocess.run(arguments, env=environ, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
         assert (done.returncode, done.stderr) == (status, said)
-    piped = f"{' '.join(FLASK)} export --org {account.org_id} | head -1"
+    piped = f"{PROGRAM} export --org {account.org_id} | head -1"
     done = subprocess.run(["sh", "-c", piped], env=environ, capture_output=True, text=True, check=False)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
@@ -241,7 +241,7 @@ def test_what_was_received_in_the_last_minute_is_sealed_later(account: Account) 
 
 def test_several_at_once_seal_everything_once(account: Account) -> None:
     receive(account, *(f"2026-03-{day:02}T10:00:00Z" for day in range(1, 11)))
-    arguments = [*FLASK, "seal", "--org", account.org_id, "--json"]
+    arguments = [PROGRAM, "seal", "--org", account.org_id, "--json"]
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
     done = at_once(3, lambda _: subprocess.run(arguments, env=environ, capture_output=True, text=True, check=True))
     numbers = [json.loads(line)["number"] for each in done for line in each.stdout.splitlines()]
@@ -454,7 +454,7 @@ INSERT_LATE = """
 def start(account: Account, *arguments: str) -> subprocess.Popen[str]:
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
     return subprocess.Popen(
-        [*FLASK, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [PROGRAM, *arguments], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -546,7 +546,7 @@ def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_seals(account: Accou
     receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
     terminal, end = pty.openpty()
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
-    command = [*FLASK, "prune", "--org", account.org_id, "--before", "2026-03-02T12:00Z"]
+    command = [PROGRAM, "prune", "--org", account.org_id, "--before", "2026-03-02T12:00Z"]
     process = subprocess.Popen(command, env=environ, stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     os.close(end)
     assert process.stderr
@@ -573,8 +573,7 @@ def test_the_commands_of_the_page_work_as_they_stand(
     def shell(text: str) -> str:
         for name, value in values.items():
             text = text.replace(name, value)
-        text = text.replace(".venv/bin/flask --app app", " ".join(FLASK))
-        environ = {**os.environ, "DATABASE_URL": url}
+        environ = {**os.environ, "DATABASE_URL": url, "PATH": f"{ROOT}:{os.environ['PATH']}"}
         command = ["sh", "-ec", text]
         return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True).stdout
 

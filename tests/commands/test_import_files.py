@@ -15,7 +15,7 @@ import pytest
 from commands.importer.files import Source, Unreadable
 from commands.importer.mapping import Options
 from commands.importer.rows import EventMaker
-from dev.service import EVENT, FLASK, ROOT
+from dev.service import EVENT, PROGRAM, ROOT
 from tests.commands.importing import MAX_BYTES, events, ndjson, read, read_as, run, texts, write
 from tests.support import Account
 
@@ -192,6 +192,7 @@ def test_a_file_that_makes_no_sense_is_said_so(tmp_path: Path, name: str, conten
     assert reason in str(caught.value)
 
 
+@pytest.mark.measures
 def test_memory_does_not_grow_with_the_file(account: Account, tmp_path: Path) -> None:
     def peak(name: str, rows: int) -> int:
         """In MiB, of a dry run."""
@@ -204,7 +205,7 @@ def test_memory_does_not_grow_with_the_file(account: Account, tmp_path: Path) ->
             parts = ["[", *[json.dumps(row) + ","] * (rows - 1), json.dumps(row), "]"]
         file = write(tmp_path, name, "".join(parts).encode())
         environ = {**os.environ, "DATABASE_URL": account.service.database_url}
-        command = [*FLASK, "import", str(file), "--org", account.org_id, "--timestamp-now", "--dry-run"]
+        command = [PROGRAM, "import", str(file), "--org", account.org_id, "--timestamp-now", "--dry-run"]
         # a process counts the memory of the one that started it as its own, so a small one does that
         program = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=2, check=True); "
         program += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from commands.importer.records import Record
-from dev.service import FLASK
+from dev.service import PROGRAM
 from tests.commands.importing import events, import_, ndjson, write
-from tests.support import Account, command, flask
+from tests.support import Account, command, igris
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_file_that_changes_during_its_import_is_not_known_by_its_content(accou
 def test_a_pipe_is_never_the_same_file(account: Account) -> None:
     for first in (0, 10):
         pipe = ["import", "/dev/stdin", "--format", "ndjson", "--org", account.org_id]
-        done = flask(*pipe, database_url=account.service.database_url, stdin=ndjson(events(3, first)))
+        done = igris(*pipe, database_url=account.service.database_url, stdin=ndjson(events(3, first)))
         assert done.returncode == 0, done.stderr
     assert account.count() == 6
 
@@ -254,7 +254,7 @@ def test_an_interrupted_undo_has_to_be_ended_before_the_next_import(account: Acc
     with psycopg.connect(url) as blocker:
         last = "SELECT FROM audit_events WHERE org_id = %s AND tool_name = 'tool-5999' FOR UPDATE"
         blocker.execute(last, [account.org_id])
-        undoing = subprocess.Popen([*FLASK, "imports", "undo", str(import_id), "--yes"], env=environ)
+        undoing = subprocess.Popen([PROGRAM, "imports", "undo", str(import_id), "--yes"], env=environ)
         while account.count() == 6000:
             pass
         undoing.send_signal(signal.SIGKILL)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from commands.base import exclusive
 from commands.importer import chunks as chunks_module
 from commands.importer.chunks import CHUNK_ROWS, Import, QuotaEnded
 from commands.importer.rows import Event
-from commands.lock import exclusive
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
 from database import TimeoutConnection
-from dev.service import EVENT, FLASK, wait_for
+from dev.service import EVENT, PROGRAM, wait_for
 from tests.commands.importing import events, ndjson, run, write
 from tests.support import Account, assert_refused
 
@@ -96,7 +96,7 @@ def test_at_the_end_of_the_quota_it_stops_and_goes_on_later(
 def begin(account: Account, file: Path) -> subprocess.Popen[str]:
     """Starts an import, and returns when it has stored something."""
     process = subprocess.Popen(
-        [*FLASK, "import", str(file), "--org", account.org_id],
+        [PROGRAM, "import", str(file), "--org", account.org_id],
         env={**os.environ, "DATABASE_URL": account.service.database_url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -132,7 +132,7 @@ def test_an_interrupted_import_is_completed_by_a_rerun(
 def test_a_terminal_shows_a_bar(account: Account, tmp_path: Path) -> None:
     file = write(tmp_path, "a.ndjson", ndjson(events(5000)).encode())
     terminal, end = pty.openpty()
-    command = [*FLASK, "import", str(file), "--org", account.org_id]
+    command = [PROGRAM, "import", str(file), "--org", account.org_id]
     environ = {**os.environ, "DATABASE_URL": account.service.database_url, "COLUMNS": "100", "TERM": "xterm"}
     subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=end, check=True)
     os.close(end)

@@ -11,7 +11,7 @@ from commands.importer.chunks import Import
 from commands.importer.mapping import Options
 from commands.importer.rows import EventMaker
 from tests.commands.importing import events, ndjson, read, run, texts, write
-from tests.support import Account, flask
+from tests.support import Account, igris
 
 
 def test_an_event_of_http_stays_as_it_is_written(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_wrong_argument_is_one_clear_line(
 ) -> None:
     write(tmp_path, "a.ndjson", ndjson(events(1)).encode())
     org = [] if "--org" in arguments else ["--org", account.org_id]
-    done = flask("import", *arguments, *org, database_url=account.service.database_url, cwd=tmp_path)
+    done = igris("import", *arguments, *org, database_url=account.service.database_url, cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert message in done.stderr.splitlines()[-1]
     assert account.rows() == []

@@ -12,8 +12,8 @@ from tests.support import Account, command
 TOOLS = ROOT / "tests/exports/tools"
 PAGE = (ROOT / "docs/import.md").read_text().partition("## Exports of other tools")[2]
 COMMANDS = {
-    words[4]: words[5:]
-    for text in re.findall(r"^```\n(\.venv/bin/flask .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    words[2]: words[3:]
+    for text in re.findall(r"^```\n(igris-ingest import .*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     for words in [shlex.split(text.replace("\\\n", ""))]
 }
 

@@ -16,16 +16,16 @@ import pytest
 import wcwidth
 
 from commands.events import newest
+from commands.evidence.trail import Filters
 from commands.prune import BATCH, find_prunable, prune_events
-from commands.trail import Filters
 from database import Connection
-from dev.service import EVENT, FLASK, ROOT, Service, at_once, set_up, wait_for
-from storage import SCHEMA_VERSION
-from tests.support import Account, flask
+from dev.service import EVENT, PROGRAM, Service, set_up
+from storage import key_hash
+from tests.support import Account, command, igris
 
 
 def run(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return flask(*arguments, database_url=account.service.database_url)
+    return igris(*arguments, database_url=account.service.database_url)
 
 
 def receive(account: Account, *moments: str) -> None:
@@ -148,7 +148,7 @@ def test_metadata_keeps_its_digits_and_can_not_touch_the_terminal(account: Accou
 def test_events_can_be_followed_also_when_one_is_committed_late(account: Account) -> None:
     account.post({**EVENT, "toolName": "before"})
     process = subprocess.Popen(
-        [*FLASK, "events", "--org", account.org_id, "--follow", "--json"],
+        [PROGRAM, "events", "--org", account.org_id, "--follow", "--json"],
         env={**os.environ, "DATABASE_URL": account.service.database_url, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -191,7 +191,7 @@ def test_on_a_terminal_events_fit_its_width(account: Account, is_plain: bool) ->
     environ |= {"NO_COLOR": "1"} if is_plain else {}
     for options in (["--org", account.org_id], []):
         terminal, end = pty.openpty()
-        command = [*FLASK, "events", "--limit", "2", *options]
+        command = [PROGRAM, "events", "--limit", "2", *options]
         subprocess.run(command, env=environ, stdout=end, stderr=subprocess.PIPE, check=True)
         os.close(end)
         shown = os.read(terminal, 10_000).decode()
@@ -256,7 +256,7 @@ def test_keys_are_listed_for_scripts(account: Account) -> None:
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(database_url: str, arguments: list[str], message: str) -> None:
-    done = flask(*arguments, database_url=database_url)
+    done = igris(*arguments, database_url=database_url)
     assert done.returncode in (1, 2)
     assert message in done.stderr.splitlines()[-1]
 
@@ -282,54 +282,56 @@ def catalog(url: str) -> Any:
         ]
 
 
-ROWS = """
-    INSERT INTO organizations VALUES ('acme', 10);
-    INSERT INTO api_keys (org_id, key_hash, prefix) VALUES ('acme', sha256('ig_key'), 'ig_key');
-    INSERT INTO audit_events (org_id, api_key_id, type, tool_name, action, "timestamp", metadata, received_at)
-    VALUES ('acme', 1, 'custom', 'old', 'log', '2026-01-01', '{"n": 1.10}', '2026-01-01');
-    INSERT INTO monthly_usage VALUES ('acme', date_trunc('month', now() AT TIME ZONE 'UTC'), 0, 1, 10);
-    INSERT INTO idempotency_keys VALUES ('acme', 'a', '\\x00', 1, 9, now() + interval '1 day');
-"""
-
-
-@pytest.fixture
-def create_older(create_database: Callable[[], str]) -> Callable[[int], str]:
-    """Makes a database with the schema of a version, and rows in it. 5 is that of the release 1.0.0."""
-
-    def create(version: int) -> str:
-        url = create_database()
-        with psycopg.connect(url) as connection:
-            connection.execute((ROOT / f"tests/schema_{version}.sql").read_bytes())
-            connection.execute("INSERT INTO schema_version VALUES (%s)", [version])
-            connection.execute(ROWS)
-        return url
-
-    return create
-
-
-@pytest.mark.parametrize("version", [1, 5])
 def test_an_older_schema_is_upgraded_with_its_rows(
-    create_older: Callable[[int], str],
-    create_schema: Callable[[], str],
-    start_service: Callable[..., Service],
-    tmp_path: Path,
-    version: int,
+    create_database: Callable[[], str], create_schema: Callable[[], str], add_step: Callable[[], None]
 ) -> None:
-    url = create_older(version)
-    service = start_service(url)
-    assert service.get("/readyz").status == (200 if version == SCHEMA_VERSION else 503)
-    for done in at_once(4, lambda _: flask("init-db", database_url=url)):
+    url = create_schema()
+    key = set_up(url, "acme", 10)
+    add_step()
+    for _ in range(2):
+        done = command("init-db", database_url=url)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "the schema is ready\n")
-    assert catalog(url) == catalog(create_schema())
-    assert service.get("/readyz").status == 200
-    account = Account(service, "acme", set_up(url, "acme", None))
-    assert account.post(EVENT).json["meta"] == {"remainingQuota": 8}
-    file = tmp_path / "a.ndjson"
-    file.write_text(json.dumps(EVENT))
-    for stored in (1, 0):
-        assert f"stored {stored}," in run(account, "import", str(file), "--timestamp-now", "--org", "acme").stdout
-    assert account.rows("tool_name, api_key_id, metadata::text")[0] == ("old", 1, '{"n": 1.10}')
-    assert account.count() == 3
+    new = create_database()
+    command("init-db", database_url=new)
+    assert catalog(url) == catalog(new)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT org_id FROM api_keys WHERE key_hash = %s", [key_hash(key)]).fetchall()
+
+
+def test_a_step_that_fails_changes_nothing(create_schema: Callable[[], str], add_step: Callable[[], None]) -> None:
+    url = create_schema()
+    before = catalog(url)
+    add_step()
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE INDEX organizations_note_idx ON organizations (created_at)")
+        connection.execute("ALTER TABLE organizations ADD COLUMN note text")
+    changed = catalog(url)
+    with pytest.raises(RuntimeError, match="already exists"):
+        command("init-db", database_url=url)
+    assert changed != before
+    assert catalog(url) == changed
+
+
+def test_an_upgrade_does_not_wait_behind_a_long_transaction(
+    create_schema: Callable[[], str], add_step: Callable[[], None]
+) -> None:
+    url = create_schema()
+    add_step()
+    with psycopg.connect(url) as reader:
+        reader.execute("SELECT * FROM organizations")
+        done = command("init-db", database_url=url)
+        assert (done.returncode, done.stderr.startswith("Error: PostgreSQL took too long")) == (1, True)
+    assert command("init-db", database_url=url).returncode == 0
+
+
+def test_a_schema_of_before_the_first_release_is_one_clear_line(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    with psycopg.connect(url) as connection:
+        connection.execute("ALTER FUNCTION store_events_v1 RENAME TO store_events_3")
+        connection.execute("UPDATE schema_version SET version = 5")
+    done = command("init-db", database_url=url)
+    line = "Error: the schema is older than 1.0.0: use an empty database (for `make run`, delete var/)\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_a_newer_schema_is_refused(create_schema: Callable[[], str]) -> None:
@@ -337,16 +339,7 @@ def test_a_newer_schema_is_refused(create_schema: Callable[[], str]) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE schema_version SET version = version + 1")
     before = catalog(url)
-    done = flask("init-db", database_url=url)
+    done = igris("init-db", database_url=url)
     assert done.returncode == 1
     assert re.fullmatch(r"Error: the schema has version \d+, newer than this program's \d+\n", done.stderr)
     assert catalog(url) == before
-
-
-def test_an_upgrade_does_not_wait_behind_a_long_transaction(create_older: Callable[[int], str]) -> None:
-    url = create_older(1)
-    with psycopg.connect(url) as reader:
-        reader.execute("SELECT * FROM audit_events")
-        done = flask("init-db", database_url=url)
-        assert (done.returncode, done.stderr.startswith("Error: PostgreSQL took too long")) == (1, True)
-    wait_for(lambda: flask("init-db", database_url=url).returncode == 0)

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from commands.schema import create_or_upgrade
+from commands.init_db import create_or_upgrade
 from dev.service import EVENT, ROOT, Service, at_once, set_up, wait_for
 from tests.deploy.test_roles import make_role
 from tests.support import Account, assert_refused, command
@@ -139,7 +139,7 @@ def test_a_request_is_one_command_to_one_node(cluster: Cluster) -> None:
         connection.execute("SET client_min_messages = debug1")
         query = """
             SELECT outcome
-            FROM store_events_3('acme', NULL, 'raw', '[{"type": "custom", "toolName": "x"}]', NULL, 1, 'a', '', 1)
+            FROM store_events_v1('acme', NULL, 'raw', '[{"type": "custom", "toolName": "x"}]', NULL, 1, 'a', '', 1)
         """
         assert connection.execute(query).fetchall() == [("stored",)]
     assert "pushing down the function call" in notices
@@ -170,19 +170,11 @@ def test_a_schema_in_use_is_distributed_with_its_rows(
 
 
 def test_a_distributed_schema_is_upgraded(
-    new_cluster: Callable[[], Cluster], start_service: Callable[..., Service]
+    cluster: Cluster, start_service: Callable[..., Service], add_step: Callable[[], None]
 ) -> None:
-    cluster = new_cluster()
-    with psycopg.connect(cluster.url, autocommit=True) as connection:
-        connection.execute((ROOT / "tests/schema_2.sql").read_bytes())
-        connection.execute("INSERT INTO schema_version VALUES (2)")
-        for name in ("schema_version", "organizations", "api_keys"):
-            connection.execute(f"SELECT create_reference_table('{name}')".encode())
-        for name in ("audit_events", "monthly_usage", "idempotency_keys"):
-            connection.execute(f"SELECT create_distributed_table('{name}', 'org_id')".encode())
+    account = Account(start_service(cluster.url), "upgraded", set_up(cluster.url, "upgraded", 10))
+    add_step()
     assert command("init-db", database_url=cluster.url).returncode == 0
-    assert run_script(cluster.url, "citus.sql").returncode == 0
-    account = Account(start_service(cluster.url), "acme", set_up(cluster.url, "acme", 10))
     assert account.post(EVENT).status == 200
 
 

@@ -6,6 +6,7 @@ import hmac
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,12 +52,12 @@ def test_what_is_copied_is_enough_to_serve(
     image: Path, create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     url = create_database()
-    environ = {"DATABASE_URL": url, "PATH": f"{BIN}:/usr/bin:/bin", "FLASK_APP": str(image / "app.py")}
+    environ = {"DATABASE_URL": url, "PATH": f"{image}:{BIN}:/usr/bin:/bin"}
     folder = tmp_path_factory.mktemp("somewhere")
     schema = COMPOSE["services"]["schema"]["command"]
-    subprocess.run([BIN / schema[0], *schema[1:]], cwd=folder, env=environ, check=True, capture_output=True)
-    [create] = re.findall(r"commands flask (keys create .+)$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
-    made = subprocess.run([BIN / "flask", *create.split()], cwd=folder, env=environ, check=True, capture_output=True)
+    subprocess.run(shlex.join(schema), shell=True, cwd=folder, env=environ, check=True, capture_output=True)
+    [create] = re.findall(r"commands (igris-ingest keys create .+)$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
+    made = subprocess.run(create, shell=True, cwd=folder, env=environ, check=True, capture_output=True)
 
     service = Service(url, tmp_path_factory.mktemp("log") / "log")
     service.folder = image

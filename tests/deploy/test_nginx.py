@@ -55,7 +55,7 @@ def test_its_limits_agree_with_the_services() -> None:
     [keepalive] = re.findall(r"^keepalive = (\d+)", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
     assert int(upstream_keepalive) < int(keepalive)
     assert "proxy_read_timeout 30s;" in nginx
-    assert "| nginx | gunicorn's answer (`proxy_read_timeout`) | 30 |" in (ROOT / "docs/limits.md").read_text()
+    assert "| nginx | gunicorn's response (`proxy_read_timeout`) | 30 |" in (ROOT / "docs/limits.md").read_text()
 
 
 def test_nginx_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
@@ -137,6 +137,7 @@ def test_an_answer_of_the_service_is_not_replaced(
     assert 1 <= int(answer.headers["Retry-After"]) <= 5
 
 
+@pytest.mark.measures
 def test_slow_senders_do_not_hold_up_others(account: Account) -> None:
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json"
     body = json.dumps(EVENT).encode()
@@ -156,6 +157,20 @@ def test_slow_senders_do_not_hold_up_others(account: Account) -> None:
     for each in slow:
         each.close()
     assert account.count() == account.used() == 350
+
+
+@pytest.mark.measures
+def test_clients_that_are_silent_or_never_read_do_not_hold_up_others(account: Account) -> None:
+    address = ("127.0.0.1", account.service.port)
+    with ExitStack() as stack:
+        for request in (b"", b"GET /openapi.yaml HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET /hea"):
+            for _ in range(50):
+                client = stack.enter_context(socket.create_connection(address))
+                client.sendall(request)
+        began = time.monotonic()
+        for _ in range(20):
+            assert account.service.get("/healthz").status == 200
+        assert time.monotonic() - began < 2
 
 
 def test_one_address_can_not_hold_all_connections(account: Account) -> None:

@@ -14,7 +14,7 @@ from commands import organizations, prune
 from commands.importer import records
 from dev.service import EVENT, ROOT, Service, set_up
 from tests.deploy.test_roles import make_role
-from tests.support import Account, command, flask
+from tests.support import Account, command, igris
 
 QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
 
@@ -77,12 +77,12 @@ def test_a_table_in_use_becomes_partitions(own_account: Account, tmp_path: Path)
     assert own_account.execute("SELECT count(*) FROM audit_events_default") == [(0,)]
     assert [row[0] for row in own_account.rows("id")] == ids
     url = own_account.service.database_url
-    assert flask("init-db", database_url=url).returncode == 0
-    assert len(flask("events", "--limit", "100", database_url=url).stdout.splitlines()) == 32
+    assert igris("init-db", database_url=url).returncode == 0
+    assert len(igris("events", "--limit", "100", database_url=url).stdout.splitlines()) == 32
     file = tmp_path / "a.ndjson"
     file.write_text('{"type": "custom", "toolName": "x"}')
-    assert flask("import", str(file), "--timestamp-now", "--org", "acme", database_url=url).returncode == 0
-    assert "deleted 12 events" in flask("prune", "--before", "0d", database_url=url).stdout
+    assert igris("import", str(file), "--timestamp-now", "--org", "acme", database_url=url).returncode == 0
+    assert "deleted 12 events" in igris("prune", "--before", "0d", database_url=url).stdout
     assert own_account.count() == 20  # what is received in months to come
 
 
@@ -186,16 +186,3 @@ def test_every_statement_that_writes_has_its_organization_as_a_parameter() -> No
     assert len(written.findall(function)) == 4
     for statement in function.split(";"):
         assert "p_org_id" in statement or not written.search(statement), statement
-
-
-def test_a_migration_makes_the_function_as_the_schema_does() -> None:
-    schema = (ROOT / "schema.sql").read_text()
-    for name, begin, end in (
-        ("004", "CREATE TABLE imports", ";"),
-        ("004", "CREATE FUNCTION", "$$;"),
-        ("005", "CREATE TABLE seals", ";"),
-    ):
-        migration = (ROOT / f"migrations/{name}.sql").read_text()
-        migration = migration.replace("CREATE OR REPLACE FUNCTION", "CREATE FUNCTION")
-        texts = [text[text.index(begin) :].partition(end)[0] for text in (schema, migration)]
-        assert texts[0] == texts[1]

@@ -42,7 +42,7 @@ def test_the_units_name_what_is_there() -> None:
         text = (ROOT / "deploy" / name).read_text()
         for path in re.findall(r"/opt/igris-ingest/(\S+)", text):
             assert (ROOT / path).exists(), path
-        for command in re.findall(r"^ExecStart=\S+/flask --app app (.+)$", text, re.MULTILINE):
+        for command in re.findall(r"^ExecStart=\S+/igris-ingest (.+)$", text, re.MULTILINE):
             assert command in ("prune --before 400d", "seal")
     unit = (ROOT / "deploy/igris-ingest.service").read_text()
     [check] = re.findall(r"^ExecReload=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
@@ -86,7 +86,7 @@ def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], databas
     body = b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
     try:
         assert account.post(body).json["details"][0]["message"].startswith("A number is too large")
-        for name in ("database.py", "config.py"):
+        for name in ("database_errors.py", "config.py"):
             changed = (tmp_path / name).read_text().replace("A number is too large", "That is no number")
             (tmp_path / name).write_text(changed.replace("10 * 2**20", "100"))
         service.process.send_signal(signal.SIGHUP)

@@ -13,11 +13,10 @@ from typing import Any
 import click
 from psycopg.rows import class_row
 
-from commands.base import NotFound, command, lock_partitions, server_time, session
-from commands.lock import exclusive
+from commands.base import NotFound, exclusive, lock_partitions, reports_errors, server_time, session
+from commands.evidence.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
 from commands.output import printable
 from commands.parameters import json_option, org_option
-from commands.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
 from database import Connection
 
 SEALING_DELAY = 3 * MAX_COMMIT_DELAY
@@ -100,11 +99,16 @@ def exact(moment: datetime) -> str:
 @click.command("seal")
 @org_option
 @json_option
-@command
+@reports_errors
 def seal(org: str | None, as_json: bool) -> None:
     """Seal what was received since the last seal, up to a minute ago. The events of a seal are of one day in UTC.
 
     It prints the new seals. Keep the last one elsewhere, too: `verify --head` compares with it.
+
+    \b
+    Examples:
+      igris-ingest seal
+      igris-ingest seal --org acme --json
     """
     with session() as connection:
         names = organizations(connection, org)
@@ -118,9 +122,14 @@ def seal(org: str | None, as_json: bool) -> None:
 @click.command("seals")
 @org_option
 @json_option
-@command
+@reports_errors
 def list_seals(org: str | None, as_json: bool) -> None:
-    """Print all seals again, as `seal` did. JSON has the time and the command of a prune, too."""
+    """Print all seals again, as `seal` did. JSON has the time and the command of a prune, too.
+
+    \b
+    Examples:
+      igris-ingest seals --org acme
+    """
     with session() as connection:
         for org_id in organizations(connection, org):
             for made in seals_of(connection, org_id):

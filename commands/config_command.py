@@ -4,25 +4,30 @@ import json
 import os
 
 import click
-from flask import current_app
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from commands.base import command
+from commands.base import reports_errors
 from commands.output import show
 from commands.parameters import json_option
-from config import SETTINGS
+from config import SETTINGS, load_settings
 
 SECRETS = ("password", "sslpassword")
 
 
 @click.command("config")
 @json_option
-@command
+@reports_errors
 def config(as_json: bool) -> None:
-    """Show the settings in force: what the environment sets, and the defaults. Passwords are masked."""
-    rows = []
+    """Show the settings in force: what the environment sets, and the defaults. Passwords are masked.
+
+    \b
+    Examples:
+      igris-ingest config
+      igris-ingest config --json
+    """
+    rows, settings = [], load_settings()
     for setting in SETTINGS:
-        value = current_app.config[setting.name]
+        value = settings[setting.name]
         if setting.name == "DATABASE_URL":
             value = masked(value)
         is_set = bool(os.environ.get(setting.name))

@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 
 import click
 
-from commands.base import command, snapshot
-from commands.exported import ExportedFile
+from commands.base import reports_errors, snapshot
+from commands.evidence.compare_export import ExportedFile
+from commands.evidence.seals import BEGINNING, Seal, digest_of, exact, organizations, seals_of
+from commands.evidence.trail import Filters, count, lines
 from commands.output import printable, progress
 from commands.parameters import Moment, json_option, org_option
-from commands.seals import BEGINNING, Seal, digest_of, exact, organizations, seals_of
-from commands.trail import Filters, count, lines
 from database import Connection
 
 NOT_WHOLE = 3  # the exit status if anything is not as it was sealed
@@ -41,7 +41,7 @@ class Digest(click.ParamType[str]):
     help="A file that `export` wrote: its lines are compared, too.",
 )
 @json_option
-@command
+@reports_errors
 def verify(
     org: str | None,
     since: datetime | None,
@@ -50,7 +50,13 @@ def verify(
     exported: BinaryIO | None,
     as_json: bool,
 ) -> None:
-    """Compute all seals again, and say what is not as it was sealed. Exit status 3: something is not."""
+    """Compute all seals again, and say what is not as it was sealed. Exit status 3: something is not.
+
+    \b
+    Examples:
+      igris-ingest verify
+      igris-ingest verify --org acme --export acme-2026-09.ndjson
+    """
     if (head or exported) and not org:
         raise click.UsageError("--head and --export need --org.")
     is_whole = True

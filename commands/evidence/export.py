@@ -9,10 +9,10 @@ from typing import IO, Any
 
 import click
 
-from commands.base import check_organization, command, snapshot
+from commands.base import check_organization, reports_errors, snapshot
+from commands.evidence.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options, lines
 from commands.output import printable, progress
 from commands.parameters import Name
-from commands.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options, lines
 
 
 @click.command("export")
@@ -20,12 +20,17 @@ from commands.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options,
 @filter_options
 @click.option("--format", "file_format", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
 @click.option("--output", type=click.Path(dir_okay=False), help="A new file; by default standard output.")
-@command
+@reports_errors
 def export(org: str, file_format: str, output: str | None, **conditions: Any) -> None:
     """Write the events of an organization in the order of their receipt. `import` reads what this writes.
 
     A line of NDJSON is canonical: the same event is the same bytes on every PostgreSQL. In CSV, an apostrophe before =
     and the like keeps spreadsheets from running what a client sent.
+
+    \b
+    Examples:
+      igris-ingest export --org acme --since 2026-09-01 --until 2026-10-01 --output acme-2026-09.ndjson
+      igris-ingest export --org acme --action deny --format csv --output denied.csv
     """
     filters = Filters(org, **conditions)
     query, written = (COPY_CSV, -1) if file_format == "csv" else (COPY_LINES, 0)  # the header row is no event

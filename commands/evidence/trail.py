@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import click
 import psycopg
 
 from commands.parameters import Moment, Name
-from database import STATEMENT_TIMEOUT, Connection, Unavailable
+from database import STATEMENT_TIMEOUT, Connection
+from database_errors import Unavailable
 from schemas import Event
 
 MAX_COMMIT_DELAY = timedelta(seconds=2 * STATEMENT_TIMEOUT + 4)
@@ -41,21 +42,57 @@ def _defused(column: str) -> str:
     return f"CASE WHEN {column} ~ '{formula}' THEN '''' || {column} ELSE {column} END"
 
 
-# An event as canonical JSON: the fields that a client sends, then what the service knows of its receipt. The order of
-# the keys is fixed, metadata is PostgreSQL's text of jsonb, times are in UTC to the microsecond.
-LINE = f"""
-    '{{"type": ' || to_json(type)
-    || ', "toolName": ' || to_json(tool_name)
-    || ', "action": ' || to_json(action)
-    || ', "timestamp": "' || {_utc('"timestamp"')}
-    || '", "metadata": ' || metadata
-    || ', "receipt": {{"id": ' || id
-    || ', "organization": ' || to_json(org_id)
-    || ', "apiKeyId": ' || coalesce(api_key_id::text, 'null')
-    || ', "source": ' || to_json(source)
-    || ', "receivedAt": "' || {_utc("received_at")}
-    || '"}}}}'
-"""
+class Column(NamedTuple):
+    """A column of audit_events, and the name of its member in an exported line."""
+
+    member: str
+    sql: str
+    kind: Literal["text", "time", "json"]
+
+    def as_member(self) -> str:
+        """Return SQL for the member as JSON."""
+        value = {
+            "text": f"to_json({self.sql})",
+            "time": f"'\"' || {_utc(self.sql)} || '\"'",
+            "json": f"coalesce({self.sql}::text, 'null')",
+        }[self.kind]
+        return f"'\"{self.member}\": ' || {value}"
+
+    def as_cell(self) -> str:
+        """Return SQL for the cell of a CSV file."""
+        return {"text": _defused(self.sql), "time": _utc(self.sql), "json": self.sql}[self.kind]
+
+
+# The fields that a client sends, then what the service knows of the receipt. The order of both is that of a line.
+EVENT_COLUMNS = (
+    Column("type", "type", "text"),
+    Column("toolName", "tool_name", "text"),
+    Column("action", "action", "text"),
+    Column("timestamp", '"timestamp"', "time"),
+    Column("metadata", "metadata", "json"),
+)
+RECEIPT_COLUMNS = (
+    Column("id", "id", "json"),
+    Column("organization", "org_id", "text"),
+    Column("apiKeyId", "api_key_id", "json"),
+    Column("source", "source", "text"),
+    Column("receivedAt", "received_at", "time"),
+)
+
+
+def _members(columns: Iterable[Column]) -> str:
+    return " || ', ' || ".join(column.as_member() for column in columns)
+
+
+# An event as canonical JSON: metadata is PostgreSQL's text of jsonb, times are in UTC to the microsecond. Seals are
+# made of these lines: a change of them makes all seals invalid.
+LINE = f"""'{{' || {_members(EVENT_COLUMNS)} || ', "receipt": {{' || {_members(RECEIPT_COLUMNS)} || '}}}}'"""
+
+CELLS = ", ".join(
+    f'{column.as_cell()} AS "{prefix}{column.member}"'
+    for prefix, columns in (("", EVENT_COLUMNS), ("receipt.", RECEIPT_COLUMNS))
+    for column in columns
+)
 
 WHERE = """
     (%(org_id)s::text IS NULL OR org_id = %(org_id)s)
@@ -74,22 +111,7 @@ COPY_LINES = f"""
 """
 
 COPY_CSV = f"""
-    COPY (
-        SELECT
-            type,
-            {_defused("tool_name")} AS "toolName",
-            action,
-            {_utc('"timestamp"')} AS "timestamp",
-            metadata,
-            id AS "receipt.id",
-            {_defused("org_id")} AS "receipt.organization",
-            api_key_id AS "receipt.apiKeyId",
-            source AS "receipt.source",
-            {_utc("received_at")} AS "receipt.receivedAt"
-        FROM audit_events
-        WHERE {WHERE}
-        ORDER BY received_at, id
-    )
+    COPY (SELECT {CELLS} FROM audit_events WHERE {WHERE} ORDER BY received_at, id)
     TO STDOUT (FORMAT csv, HEADER, ENCODING 'UTF8')
 """
 

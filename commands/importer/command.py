@@ -1,0 +1,305 @@
+"""`import`: store the rows of a file as events, exactly once.
+
+formats.py has a reader for each format, which turns bytes (files.py) into rows; mapping.py finds an event's fields in
+a row, rows.py makes the event, chunks.py stores events, rejects.py keeps what is left, records.py has the table of
+imports.
+"""
+
+import codecs
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import click
+import psycopg
+
+import database_errors
+from commands.base import check_organization, exclusive, reports_errors, session_with_timeouts
+from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
+from commands.importer.expressions import compile_expression
+from commands.importer.files import Source, Unreadable
+from commands.importer.formats import FORMATS, SPREADSHEETS, format_of, read_rows
+from commands.importer.mapping import FIELDS, Options, snake_case
+from commands.importer.records import Record
+from commands.importer.rejects import RejectsFile
+from commands.importer.rows import EventMaker
+from commands.output import printable, progress
+from commands.parameters import Name, TimeZone
+from commands.quota import quota_use
+from config import load_settings
+
+MAX_DIGITS = 131_072
+"""The digits that PostgreSQL can store of an integer, and that `export` can write. Python stops at 4,300 by default."""
+
+
+def _field(name: str) -> str:
+    """Return the name of a field that may be written with underscores."""
+    return {snake_case(each): each for each in FIELDS}.get(name, name)
+
+
+class Field(click.ParamType[tuple[str, str]]):
+    """FIELD=..., where the field is one of an event's."""
+
+    name = "field"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, given = value.partition("=")
+        field = _field(name)
+        if field not in FIELDS or not equals or not given:
+            self.fail(f"{value!r} is not FIELD=..., where FIELD is one of {', '.join(FIELDS)}", param, ctx)
+        return field, given
+
+
+class Translation(click.ParamType[tuple[str, str, str]]):
+    """FIELD:FROM=TO."""
+
+    name = "translation"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, str]:
+        if isinstance(value, tuple):
+            return value
+        field, colon, pair = value.partition(":")
+        old, equals, new = pair.rpartition("=")
+        field = _field(field)
+        if field not in FIELDS or not colon or not equals:
+            self.fail(f"{value!r} is not FIELD:FROM=TO, where FIELD is one of {', '.join(FIELDS)}", param, ctx)
+        return field, old, new
+
+
+class Expression(click.ParamType[Any]):
+    name = "expression"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return compile_expression(value) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]", param, ctx)
+
+
+class TimeFormat(click.ParamType[str]):
+    name = "format"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value and not re.search("%[YyGcxsD]", value.replace("%%", "")):
+            self.fail(f"{value!r} has no year, such as %Y", param, ctx)
+        return value
+
+
+class Delimiter(click.ParamType[str]):
+    name = "character"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = {"tab": "\t", "\\t": "\t"}.get(value, value)
+        if len(value) != 1 or value in '\r\n" ':
+            self.fail(f"{value!r} is not one character, such as ; or tab", param, ctx)
+        return value
+
+
+class Encoding(click.ParamType[str]):
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            "".encode(value)  # refuses what is no text encoding, such as hex
+            return codecs.lookup(value).name
+        except LookupError:
+            self.fail(f"{value!r} is not an encoding; use a name such as cp1252, latin-1 or utf-16", param, ctx)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--org", type=Name(), required=True, help="The organization that the events belong to.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(sorted(set(FORMATS.values()) - {"rejects"})),
+    help="By default the name of FILE says it. json is an array, or an object whose `events` is one.",
+)
+@click.option(
+    "--map",
+    "sources",
+    type=Field(),
+    multiple=True,
+    metavar="FIELD=COLUMN",
+    help="The column that a field is in, or a JMESPath expression over the row.",
+)
+@click.option("--set", "constants", type=Field(), multiple=True, metavar="FIELD=VALUE", help="One value for all rows.")
+@click.option("--timezone", "zone", type=TimeZone(), help="For timestamps without one: UTC, Europe/Berlin.")
+@click.option(
+    "--map-value",
+    "translations",
+    type=Translation(),
+    multiple=True,
+    metavar="FIELD:FROM=TO",
+    help="Replace a value of a field; * is every other value.",
+)
+@click.option("--drop", "dropped", multiple=True, metavar="COLUMN", help="Leave a column out of metadata.")
+@click.option(
+    "--each",
+    type=Expression(),
+    multiple=True,
+    help="JSON: the list of rows in a document, as a JMESPath expression; again: a list in each of these rows.",
+)
+@click.option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
+@click.option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
+@click.option(
+    "--time-format", type=TimeFormat(), default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'."
+)
+@click.option("--timestamp-now", is_flag=True, help="Date rows without a timestamp at the time of the import.")
+@click.option("--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import.")
+@click.option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
+@click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
+@reports_errors
+def import_(
+    file: str,
+    org: str,
+    file_format: str | None,
+    sources: tuple[tuple[str, str], ...],
+    constants: tuple[tuple[str, str], ...],
+    zone: ZoneInfo | None,
+    translations: tuple[tuple[str, str, str], ...],
+    dropped: tuple[str, ...],
+    each: tuple[Any, ...],
+    delimiter: str | None,
+    encoding: str | None,
+    time_format: str,
+    timestamp_now: bool,
+    changed_file: bool,
+    rejects_path: str | None,
+    dry_run: bool,
+) -> None:
+    """Store the rows of FILE (CSV, NDJSON, JSON or Parquet, also as .gz; - is standard input) as events.
+
+    Events are stored exactly once: after an interruption, or when it is run again, it skips what is stored. Rows that
+    can't be events go to FILE.rejects.ndjson; mended there, that file can be imported. `imports undo` takes an import
+    back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
+    up, 130 Ctrl-C.
+
+    \b
+    Examples:
+      igris-ingest import calls.csv --org acme --map toolName=model --map timestamp=created_at \\
+          --set type=completion --timezone UTC
+      igris-ingest import events.ndjson.gz --org acme
+      igris-ingest import trace.json --org acme --each "spans[]" --map toolName=name \\
+          --map timestamp=start.time
+      igris-ingest import calls.csv --org acme --map toolName=model --map timestamp=created_at \\
+          --set type=completion --dry-run
+    """
+    sys.set_int_max_str_digits(MAX_DIGITS)
+    file_format = _checked_format(file, file_format, each)
+    maker = _maker(sources, constants, translations, dropped, timestamp_now, zone, time_format)
+    with ExitStack() as stack:
+        connection = stack.enter_context(session_with_timeouts())
+        check_organization(connection, org)
+        rejects = stack.enter_context(RejectsFile(file, rejects_path))
+        chunks = record = None
+        if not dry_run:
+            stack.enter_context(exclusive(connection, "import", org))
+            chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
+        earlier = record.earlier if record and not changed_file else 0
+        job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
+        problem, status = "", 0
+        try:
+            source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None), encoding))
+            maker.may_lack_columns = source.is_rejects
+            max_bytes = load_settings()["MAX_BODY_BYTES"]
+            rows = read_rows(source, file_format, max_bytes, maker.check_header, delimiter=delimiter, each=each)
+            show_progress = stack.enter_context(progress(source.size, "rows"))
+            if record and record.already_stored and not changed_file:
+                rows = iter(())
+                job.read = job.skipped = record.already_stored
+            for _ in job.run(maker.events(rows)):
+                show_progress(source.position(), job.read)
+                if record:
+                    record.update(job.counts)
+        except (Unreadable, AllRejected, Changed, QuotaEnded, database_errors.Unavailable, KeyboardInterrupt) as error:
+            problem, status = _problem(error, printable(file))
+        if record:
+            with suppress(psycopg.Error, database_errors.Unavailable):
+                record.end(job.counts)
+        room = quota_use(connection, org).remaining if dry_run else None
+    fate = f"stored {job.stored}, already stored {job.skipped}"
+    if dry_run:
+        fate = f"valid {job.read - job.rejected}, stored none"
+    click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
+    if dry_run:
+        click.echo(f"the month's quota has room for {'any number' if room is None else room}")
+    for reason, count in job.reasons.most_common(10):
+        click.echo(f"  {count:,} x {printable(reason)}", err=True)
+    for note in maker.notes:
+        click.echo(f"Note: {note}", err=True)
+    if problem:
+        click.echo(f"Error: {problem}", err=True)
+    sys.exit(status or (3 if job.rejected else 0))
+
+
+def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> str:
+    """Return the format, which is given or in the file's name. Raises UsageError."""
+    file_format = file_format or format_of(file) or ("json" if each else None)
+    if file_format is None and file.lower().endswith(SPREADSHEETS):
+        raise click.UsageError("FILE is a spreadsheet: save the sheet as CSV UTF-8 and import that.")
+    if file_format is None:
+        raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
+    if each and file_format not in ("json", "rejects"):
+        raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
+    return file_format
+
+
+def _maker(
+    sources: Sequence[tuple[str, str]],
+    constants: Sequence[tuple[str, str]],
+    translations: Sequence[tuple[str, str, str]],
+    dropped: Sequence[str],
+    timestamp_now: bool,
+    zone: ZoneInfo | None,
+    time_format: str,
+) -> EventMaker:
+    """Return what makes events of rows, by the options. Raises UsageError."""
+    for option, given in (("--map", sources), ("--set", constants)):
+        if len({field for field, _ in given}) < len(given):
+            raise click.UsageError(f"{option} names a field twice.")
+    table: dict[str, dict[str, str]] = {}
+    for field, value, new in translations:
+        table.setdefault(field, {})[value] = new
+    options = Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now)
+    try:
+        return EventMaker(options, zone, time_format)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from None
+
+
+def _problem(error: BaseException, file: str) -> tuple[str, int]:
+    """Return why an import ended before its file did, as a sentence, and the exit status."""
+    match error:
+        case Unreadable():
+            return f"{file}: {error}", 1
+        case AllRejected():
+            return f"{file}: the first {error} rows are all rejected", 3
+        case Changed():
+            return (
+                f"{file}: from about line {error} on, its rows are not those that its last import stored, or other "
+                "options make other events of them. Import changed rows as a file of their own, undo that import, or, "
+                "if FILE is another one under the same name, store all of it: --changed-file"
+            ), 1
+        case QuotaEnded():
+            return (
+                f"the month's quota is used up; line {error} of {file} is the first not stored; run it again with the "
+                "same options to go on from there"
+            ), 4
+        case database_errors.Unavailable():
+            return f"{': '.join(error.args)}; run it again to go on", 1
+    return "interrupted; run it again to go on", 130
+
+
+def _given_options() -> str:
+    """Return what decides which events the rows become, as JSON."""
+    params = click.get_current_context().params
+    others = ("file", "org", "rejects_path", "changed_file", "dry_run")
+    given = {name: value for name, value in params.items() if value and name not in others}
+    return json.dumps(given, default=lambda value: getattr(value, "expression", str(value)), sort_keys=True)
