@@ -6,7 +6,6 @@ import logging
 import random
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +199,7 @@ def error_response(error: Exception) -> Response:
             details, g.access_line["rejected"] = error.args
         case storage.QuotaExceeded():
             # not in Retry-After, which clients obey: they would sleep for days
-            meta = {"remainingQuota": error.args[0], "quotaResetsAt": first_of_next_month(datetime.now(UTC))}
+            meta = dict(zip(("remainingQuota", "quotaResetsAt"), error.args, strict=True))
         case database_errors.Unavailable():
             log.warning(": ".join(error.args))
             # at random, so that the clients don't all come back in the same second
@@ -212,11 +211,6 @@ def error_response(error: Exception) -> Response:
     response = json_response(content, status)
     response.headers.update(headers)
     return response
-
-
-def first_of_next_month(now: datetime) -> str:
-    following = (now.replace(day=1) + timedelta(days=32)).replace(day=1)
-    return f"{following:%Y-%m-%d}T00:00:00Z"
 
 
 class Service(Flask):

@@ -32,9 +32,9 @@ def is_ndjson(environ: WSGIEnvironment) -> bool:
 def is_gzip(environ: WSGIEnvironment) -> bool:
     """Return whether the body is compressed. Raises UnsupportedMediaType if its encoding is not supported."""
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
-    if encoding not in ("", "identity", "gzip"):
+    if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise UnsupportedMediaType("Content-Encoding", "gzip, identity")
-    return bool(encoding == "gzip")
+    return "gzip" in encoding
 
 
 def read(environ: WSGIEnvironment, max_bytes: int, *, gzip: bool) -> bytes:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 VERSION = "1.0.0"
@@ -26,6 +27,11 @@ def _database_url(text: str) -> str:
     """Return a connection URL or string of PostgreSQL. Raises ValueError, which repeats no part of a password."""
     import psycopg.conninfo  # here, so that this module can be read without the driver
 
+    text = text.strip()
+    if text[:1] in ("'", '"'):
+        raise ValueError("begins with a quote: write it without quotes")
+    if (scheme := re.match(r"[a-z0-9+:.]*(?=://)", text)) and scheme[0] not in ("postgresql", "postgres"):
+        raise ValueError(f"begins with {scheme[0]}://; write postgresql://")
     try:
         given = psycopg.conninfo.conninfo_to_dict(text)
         int(given.get("connect_timeout") or 0)
@@ -34,7 +40,10 @@ def _database_url(text: str) -> str:
             raise ValueError
         if "@" in f"{given.get('host')}{given.get('dbname')}":
             raise ValueError
-    except (psycopg.Error, ValueError):
+    except (psycopg.Error, ValueError) as error:
+        unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
+        if unknown and not re.search("@|password", text.partition("?")[2]):  # else it may be a part of the password
+            raise ValueError(f"has the parameter {unknown[1]}, which is another driver's: remove it") from None
         raise ValueError(
             "must be a URL such as postgresql://user:password@host:5432/database; in a password, percent-encode "
             "/ @ : ? # % as %2F %40 %3A %3F %23 %25"
@@ -75,11 +84,22 @@ def _one_of(*values: str) -> Callable[[str], str]:
     return parse
 
 
+def _cpus() -> int:
+    """Return how many CPUs the process may use, by its affinity and by the limit of its cgroup, where it has them."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cpus, -(-int(limit) // int(period)))
+    except (OSError, ValueError):  # no cgroup, or no limit
+        return cpus
+
+
 # The README's table and .env.example have the same rows in the same order: a test compares the three.
 SETTINGS = (
     Setting("DATABASE_URL", None, _database_url, "PostgreSQL, as a `postgresql://` URL"),
-    Setting("PORT", "8000", _integer(1, 65535), "port to listen on, on 127.0.0.1"),
-    Setting("WEB_CONCURRENCY", str(min(os.cpu_count() or 1, 256)), _integer(1, 256), "worker processes"),
+    Setting("HOST", "127.0.0.1", str, "address to listen on"),
+    Setting("PORT", "8000", _integer(1, 65535), "port to listen on"),
+    Setting("WEB_CONCURRENCY", str(min(_cpus(), 8)), _integer(1, 256), "worker processes"),
     Setting("THREADS", "4", _integer(1, 256), "threads, and database connections, of a worker"),
     Setting("MAX_BODY_BYTES", str(10 * 2**20), _integer(1, 2**27), "maximum body size in bytes, after decompression"),
     Setting("MAX_BODY_VALUES", "500000", _integer(1, 10**8), "maximum number of JSON values in a body"),

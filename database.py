@@ -3,7 +3,9 @@
 database_errors.py has the meaning of PostgreSQL's errors.
 """
 
+import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -48,18 +50,26 @@ def timeout_settings(lock_timeout: float) -> dict[str, str]:
     }
 
 
-def conninfo(database_url: str, settings: dict[str, str]) -> str:
-    """Return a connection string: the URL, our parameters where it sets none, and settings, of which the URL's win.
+def conninfo(database_url: str) -> str:
+    """Return a connection string: the URL, and our parameters where it sets none.
 
     Raises psycopg.ProgrammingError if the URL has a parameter that libpq does not know.
     """
     given = conninfo_to_dict(database_url)
-    parameters = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
-    parameters["client_encoding"] = "UTF8"
-    settings = {**SESSION_SETTINGS, **settings}
-    options = ["-c " + f"{name}={value}".replace(" ", r"\ ") for name, value in settings.items()]
-    parameters["options"] = " ".join([*options, str(given.get("options") or "")]).strip()
-    return make_conninfo(database_url, **parameters)
+    parameters: dict[str, Any] = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
+    return make_conninfo(database_url, **{**parameters, "client_encoding": "UTF8"})
+
+
+def set_up_session(connection: Connection, settings: dict[str, str]) -> None:
+    """Set SESSION_SETTINGS and more settings, but for those in the `options` of the URL. Raises psycopg.Error.
+
+    They are not sent in `options` when the connection is opened, since many poolers take none. Where a pooler keeps no
+    session, the settings of the role count: deploy/roles.sql makes the same.
+    """
+    given = re.findall(r"(?:-c\s*|--)(\w+)=", connection.info.options)
+    values = {name: value for name, value in {**SESSION_SETTINGS, **settings}.items() if name not in given}
+    query = "SELECT set_config(key, value, false) FROM json_each_text(%s)"
+    connection.execute(query, [json.dumps(values)])
 
 
 class TimeoutConnection(psycopg.Connection[Any]):
@@ -76,8 +86,8 @@ class TimeoutConnection(psycopg.Connection[Any]):
         Without `prepare`, `call` prepares no statement. Raises psycopg.Error.
         """
         # psycopg prepares nothing: at a rollback it would deallocate what `call` has prepared, too
-        parameters = conninfo(database_url, timeout_settings(lock_timeout))
-        connection = cls.connect(parameters, autocommit=True, prepare_threshold=None)
+        connection = cls.connect(conninfo(database_url), autocommit=True, prepare_threshold=None)
+        set_up_session(connection, timeout_settings(lock_timeout))
         connection.prepares, connection.prepared = prepare, set()
         return connection
 

@@ -22,6 +22,12 @@ class OutOfMemory(Unavailable):
     """PostgreSQL had too little memory for a statement."""
 
 
+class NoRoom(Unavailable):
+    """PostgreSQL's disk is full."""
+
+    reason = "PostgreSQL has no room on its disk"
+
+
 _UNREACHABLE = (Unavailable, "PostgreSQL can't be reached")
 _NO_SCHEMA = (Unavailable, "the schema is missing or of another version: run init-db")
 _NOT_PREPARED = (Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off")
@@ -36,7 +42,7 @@ _BY_SQLSTATE: dict[str, tuple[type[Exception], str | None]] = {
     **dict.fromkeys(("54000", "22P02", "22P05", "22021", "22007", "22008"), _ITS_MESSAGE),
     "53200": (OutOfMemory, "PostgreSQL has too little memory"),
     **dict.fromkeys(("55P03", "57014"), (Unavailable, "PostgreSQL took too long")),
-    "53100": _CANT_STORE,
+    "53100": (NoRoom, NoRoom.reason),
     "25006": (Unavailable, "the database is read-only"),
     "42501": (Unavailable, "the database role lacks a privilege"),
     **dict.fromkeys(("26000", "42P05"), _NOT_PREPARED),

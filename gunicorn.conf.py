@@ -71,7 +71,7 @@ class CachedConfig:
 
 
 worker_class = Worker
-bind = f"127.0.0.1:{_settings['PORT']}"
+bind = f"{_settings['HOST']}:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
 # A worker that runs out of files ends. Besides its clients it has a connection to PostgreSQL for each thread.

@@ -5,11 +5,13 @@ import re
 from collections import defaultdict
 from typing import Any
 
-# The exponents of a body may add up to this. PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros:
-# a body of many such numbers could be stored, but neither read nor dumped.
+# The exponents of a body may add up to this, and to 64 for each byte of the body: any double fits in that.
+# PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros: a body of many such numbers could be
+# stored, but neither read nor dumped.
 MAX_EXPONENT_SUM = 2**24
+MAX_EXPONENT_SUM_PER_BYTE = 64
 
-_EXPONENT = re.compile(rb"[0-9][eE][+-]?([0-9]+)")
+_EXPONENT = re.compile(rb"[0-9][eE][+-]?0*([0-9]*)")
 
 # jsonb can hold neither U+0000 nor half of a surrogate pair. Before this is used, \\ has to be taken out of the text.
 _UNSTORABLE = re.compile(
@@ -50,41 +52,53 @@ def _outside_strings(text: bytes) -> bytes:
 
 
 class Parser:
-    """Parses the JSON texts of a body, which share MAX_EXPONENT_SUM.
+    """Parses the JSON texts of a body, which share a limit for the sum of exponents.
 
     Python's parser accepts NaN and Infinity, which are rejected here. Its limits are ours: about a thousand levels of
     nesting, and 4,300 digits of an integer.
     """
 
     def __init__(self) -> None:
-        self._exponent_sum = 0
+        self._bytes = self._exponent_sum = 0
 
     def parse(self, body: bytes) -> tuple[str, Any]:
-        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON.
+        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON. A byte order mark is skipped.
 
         The fractions in the value are all 0.0, since nothing needs them.
         """
+        self._bytes += len(body)
         # parse_float gets the text of a fraction. `__getitem__` keeps it as a key and returns 0.0, at the speed of C.
         fractions: defaultdict[str, float] = defaultdict(float)
         try:
-            text = body.decode()
+            text = body.decode().removeprefix("\ufeff")
             check = _check_keys if _MAYBE_UNSTORABLE.search(text) else None
             value = json.loads(
                 text, parse_constant=_reject_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
         except UnicodeDecodeError as error:
-            raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}") from None
+            hint = "PowerShell sends UTF-8 with [Text.Encoding]::UTF8.GetBytes($body)"
+            raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}. {hint}") from None
         except json.JSONDecodeError as error:
-            raise InvalidJSON(str(error)) from None
+            raise InvalidJSON(f"{error}{_hint(error)}") from None
         except RecursionError:
             raise InvalidJSON("Nested too deep") from None
         except ValueError:
             raise InvalidJSON("A number is too long") from None
         if any("e" in number or "E" in number for number in fractions):
-            self._exponent_sum += sum(int(digits[:20]) for digits in _EXPONENT.findall(_outside_strings(body)))
-            if self._exponent_sum > MAX_EXPONENT_SUM:
+            exponents = _EXPONENT.findall(_outside_strings(body))
+            self._exponent_sum += sum(int(digits[:20] or 0) for digits in exponents)
+            if self._exponent_sum > min(MAX_EXPONENT_SUM, MAX_EXPONENT_SUM_PER_BYTE * self._bytes):
                 raise InvalidJSON("The numbers have too many digits")
         return text, value
+
+
+def _hint(error: json.JSONDecodeError) -> str:
+    """Return what to change if a text has more than one value."""
+    if error.msg != "Extra data":
+        return ""
+    if "\n" in error.doc[: error.pos]:
+        return ". This looks like NDJSON: send it with Content-Type: application/x-ndjson"
+    return ". There are several values in one line: curl keeps line feeds with --data-binary, and not with -d"
 
 
 def _reject_constant(name: str) -> None:

@@ -132,7 +132,8 @@ CREATE FUNCTION store_events_v1(
     p_idempotency_days integer,
     OUT outcome text,
     OUT ingested integer,
-    OUT remaining bigint
+    OUT remaining bigint,
+    OUT resets_at text  -- when the quota begins anew, if it was exceeded
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
@@ -141,6 +142,7 @@ DECLARE
     v_used bigint := 0;
     v_fingerprint bytea;
     v_events jsonb;
+    v_rows integer;
 BEGIN
     SELECT o.monthly_quota INTO v_quota
     FROM organizations o
@@ -179,6 +181,7 @@ BEGIN
         WHERE u.org_id = p_org_id AND u.month = v_month;
         IF p_count > 0 AND v_used + p_count > v_quota THEN
             outcome := 'quota_exceeded';
+            resets_at := to_char(v_month + interval '1 month', 'YYYY-MM-DD"T00:00:00Z"');
             remaining := CASE WHEN v_quota IS NOT NULL THEN greatest(v_quota - v_used, 0) END;
             RETURN;
         END IF;
@@ -216,6 +219,10 @@ BEGIN
         now()
     FROM jsonb_to_recordset(v_events)
         AS e (type text, "toolName" text, action text, "timestamp" text, metadata jsonb);
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    IF v_rows <> p_count THEN  -- the caller's count is what the quota counts
+        RAISE 'the count is %, and the body has % events', p_count, v_rows;
+    END IF;
 
     INSERT INTO monthly_usage AS u (org_id, month, slot, used, quota)
     VALUES (

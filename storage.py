@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg
 
 from database import Database, TimeoutConnection
-from database_errors import OutOfMemory, Unavailable
+from database_errors import NoRoom, OutOfMemory, Unavailable
 from json_text import TooLarge
 
 SCHEMA_VERSION = 1
@@ -26,7 +26,10 @@ class Unauthorized(Exception):
 
 
 class QuotaExceeded(Exception):
-    """The events don't fit in what is left of the month's quota. The argument is how many would."""
+    """The events don't fit in what is left of the month's quota.
+
+    The arguments are how many would fit, and when the quota begins anew, as ISO 8601.
+    """
 
 
 class KeyReused(Exception):
@@ -67,20 +70,17 @@ AUTHENTICATE = """
       AND (expires_at IS NULL OR expires_at > now())
 """
 
-# Why requests can't be stored, or NULL.
-NOT_READY = """
-    SELECT CASE
-        WHEN max(version) IS DISTINCT FROM %(version)s THEN 'the schema is missing or of another version: run init-db'
-        WHEN current_setting('transaction_read_only') = 'on' THEN 'the database is read-only'
-        WHEN has_function_privilege(to_regproc('store_events_v1'), 'EXECUTE') IS NOT TRUE
-            THEN 'the database role lacks a privilege'
-    END
+SELECT_READINESS = """
+    SELECT
+        max(version),
+        current_setting('transaction_read_only') = 'on',
+        has_function_privilege(to_regproc('store_events_v1'), 'EXECUTE')
     FROM schema_version
 """
 
 # One call is one transaction, and on Citus one command to one node.
 STORE = b"""
-    SELECT outcome, ingested, remaining
+    SELECT outcome, ingested, remaining, resets_at
     FROM store_events_v1(  -- org_id, api_key_id, source, body, indexes, count, idempotency_key, fingerprint, days
         $1::text, $2::bigint, $3::text, $4::jsonb, $5::integer[], $6::integer, $7::text, $8::bytea, $9::integer
     )
@@ -94,6 +94,7 @@ class Storage:
         self.database = Database(database_url, threads, prepare=prepare)
         self._idempotency_days = idempotency_days
         self._seen_keys: dict[bytes, ApiKey] = {}
+        self._has_room = True  # on PostgreSQL's disk, as far as the last store tells
 
     def identify(self, key: str) -> ApiKey:
         """Return the id and organization of a key, from memory if it was seen before. Raises Unauthorized.
@@ -122,7 +123,15 @@ class Storage:
         """
         try:
             with self.database.connection() as connection:
-                return call_store_events(connection, key.org_id, key.id, batch, self._idempotency_days)
+                result = call_store_events(connection, key.org_id, key.id, batch, self._idempotency_days)
+            self._has_room = True
+            return result
+        except Unauthorized:
+            self._seen_keys.clear()  # the key among them: else its next body would be read
+            raise
+        except NoRoom:
+            self._has_room = False
+            raise
         except OutOfMemory:
             if len(batch.text.encode()) < LARGE_BODY:
                 raise
@@ -131,9 +140,24 @@ class Storage:
     def check_ready(self) -> None:
         """Raise Unavailable, with a reason fit for strangers, unless requests can be stored."""
         with self.database.connection() as connection:
-            row = connection.execute(NOT_READY, {"version": SCHEMA_VERSION}).fetchone()
-        if row and row[0]:
-            raise Unavailable(row[0])
+            [(version, is_read_only, may_store)] = connection.execute(SELECT_READINESS).fetchall()
+        check_schema_version(version)
+        if is_read_only:
+            raise Unavailable("the database is read-only")
+        if not may_store:
+            raise Unavailable("the database role lacks a privilege")
+        if not self._has_room:
+            raise NoRoom(NoRoom.reason)
+
+
+def check_schema_version(version: int | None) -> None:
+    """Raise Unavailable unless a database's schema is the program's. None: there is no schema."""
+    if version is None or version < SCHEMA_VERSION:
+        raise Unavailable(f"the schema has version {version or 0}, and the program needs {SCHEMA_VERSION}: run init-db")
+    if version > SCHEMA_VERSION:
+        raise Unavailable(
+            f"the schema has version {version}, newer than the program's {SCHEMA_VERSION}: upgrade the program"
+        )
 
 
 def key_hash(key: str) -> bytes:
@@ -160,7 +184,7 @@ def call_store_events(
     was_exceeded = False
     for _ in range(MAX_ATTEMPTS):
         try:
-            outcome, *numbers = connection.call(STORE, parameters)
+            outcome, *numbers, resets_at = connection.call(STORE, parameters)
         except psycopg.errors.IntegrityError as error:
             # Citus names the constraint, with a number behind it, only in the message
             named = f"{error.diag.constraint_name} {error.diag.message_primary}"
@@ -174,7 +198,7 @@ def call_store_events(
             case b"key_reused":
                 raise KeyReused
             case b"quota_exceeded" if was_exceeded or batch.idempotency_key is None:
-                raise QuotaExceeded(remaining)
+                raise QuotaExceeded(remaining, (resets_at or b"").decode())
             case b"quota_exceeded":  # the same batch may have been stored since its key was looked for: ask once more
                 was_exceeded = True
             case _:

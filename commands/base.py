@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from commands.output import printable
 from config import load_settings
 from database import Connection, TimeoutConnection
 from json_text import InvalidJSON
+from storage import check_schema_version
 
 
 class NotFound(Exception):
@@ -80,14 +81,23 @@ class _NearestTime(TimestamptzLoader):
 @contextmanager
 def connect(database_url: str) -> Iterator[Connection]:
     """Open a connection on which each statement is a transaction. Raises Unavailable."""
-    with translate_errors(), closing(psycopg.connect(database.conninfo(database_url, {}), autocommit=True)) as made:
+    with translate_errors(), closing(psycopg.connect(database.conninfo(database_url), autocommit=True)) as made:
+        database.set_up_session(made, {})
         made.adapters.register_loader("timestamptz", _NearestTime)
         yield made
 
 
-def session() -> AbstractContextManager[Connection]:
-    """Open a connection as `connect` does, to DATABASE_URL."""
-    return connect(load_settings()["DATABASE_URL"])
+@contextmanager
+def session() -> Iterator[Connection]:
+    """Open a connection as `connect` does, to DATABASE_URL. Raises Unavailable if its schema isn't the program's."""
+    with connect(load_settings()["DATABASE_URL"]) as connection:
+        check_schema(connection)
+        yield connection
+
+
+def check_schema(connection: Connection) -> None:
+    [(version,)] = connection.execute("SELECT max(version) FROM schema_version").fetchall()
+    check_schema_version(version)
 
 
 @contextmanager
@@ -95,6 +105,7 @@ def session_with_timeouts() -> Iterator[TimeoutConnection]:
     """Open a connection as `session` does, with the timeouts of requests. It waits LOCK_TIMEOUT for a lock."""
     url = load_settings()["DATABASE_URL"]
     with translate_errors(), closing(TimeoutConnection.open(url, database.LOCK_TIMEOUT)) as made:
+        check_schema(made)
         yield made
 
 

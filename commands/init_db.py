@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
-from commands.base import reports_errors, transaction
+from commands.base import connect, reports_errors
+from config import load_settings
 from database import Connection
 from database_errors import Unavailable
-from storage import SCHEMA_VERSION
+from storage import SCHEMA_VERSION, check_schema_version
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +35,7 @@ def init_db() -> None:
       igris-ingest init-db
       DATABASE_URL=postgresql://igris@db.example.com/igris igris-ingest init-db
     """
-    with transaction() as connection:
+    with connect(load_settings()["DATABASE_URL"]) as connection, connection.transaction():
         create_or_upgrade(connection)
     click.echo("the schema is ready", err=True)
 
@@ -58,7 +59,7 @@ def create_or_upgrade(connection: Connection) -> None:
         raise Unavailable("the schema is older than 1.0.0: use an empty database (for `make run`, delete var/)")
     [(version,)] = connection.execute("SELECT version FROM schema_version").fetchall()
     if version > SCHEMA_VERSION:
-        raise Unavailable(f"the schema has version {version}, newer than this program's {SCHEMA_VERSION}")
+        check_schema_version(version)
     for step in range(version + 1, SCHEMA_VERSION + 1):
         [file] = (ROOT / "migrations").glob(f"{step:03}_*.sql")
         _execute_file(connection, file)

@@ -28,9 +28,14 @@ from commands.organizations import create_organization
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 PROGRAM = str(ROOT / "igris-ingest")
-WEB = f"exec {shlex.quote(str(BIN))}/" + dict(re.findall(r"(\w+): (.+)", (ROOT / "Procfile").read_text()))["web"]
+WEB = (
+    f"exec {shlex.quote(str(BIN))}/gunicorn "
+    + re.findall(r"^web: HOST=0.0.0.0 gunicorn (.+)", (ROOT / "Procfile").read_text(), re.M)[0]
+)
 PATH = "/api/v1/ingest/raw"
 EVENT = {"type": "tool_call", "toolName": "generate_report"}
+# An event with a number that only PostgreSQL finds to be too large.
+TOO_LARGE_A_NUMBER = f'{{"type": "custom", "toolName": "x", "metadata": {{"n": {" " * 2048}1e131072}}}}'
 
 
 def free_port() -> int:

@@ -26,7 +26,8 @@ class Account:
 
     def execute(self, query: str, *parameters: object) -> list[Any]:
         """Runs SQL as the owner of the database; returns the rows, if it has any."""
-        with psycopg.connect(self.service.database_url, options="-c timezone=UTC -c DateStyle=ISO") as connection:
+        with psycopg.connect(self.service.database_url, prepare_threshold=None) as connection:
+            connection.execute("SET TimeZone = 'UTC'; SET DateStyle = 'ISO'")
             cursor = connection.execute(query.encode(), parameters)
             return [] if cursor.description is None else cursor.fetchall()
 

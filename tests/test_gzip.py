@@ -32,6 +32,12 @@ def test_it_is_inflated_with_all_its_members(account: Account, body: bytes) -> N
     assert account.rows("tool_name") == [("generate_report",)] * 2
 
 
+def test_x_gzip_is_gzip(account: Account) -> None:
+    """RFC 9110, section 8.4.1.3."""
+    body = gzip.compress(json.dumps(EVENT).encode())
+    assert account.post(body, Content_Encoding="X-Gzip").status == 200
+
+
 def test_identity_is_no_encoding(account: Account) -> None:
     assert account.post(EVENT, Content_Encoding="identity").status == 200
 

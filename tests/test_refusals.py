@@ -10,7 +10,7 @@ import pytest
 
 from commands.keys import list_keys, revoke_key
 from database import Connection
-from dev.service import EVENT, PATH, ROOT, Service, at_once
+from dev.service import EVENT, PATH, ROOT, TOO_LARGE_A_NUMBER, Service, at_once
 from storage import Storage
 from tests.support import Account, assert_refused
 
@@ -91,7 +91,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, con
     assert {answer.status for answer in at_once(16, lambda _: account.post(EVENT))} == {200}
     [key] = list_keys(connection, account.org_id)
     revoke_key(connection, key["id"])
-    for body in (EVENT, {}, b"not JSON", b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}') * 4:
+    for body in (EVENT, {}, b"not JSON", TOO_LARGE_A_NUMBER.encode()) * 4:
         answer = account.post(body)  # whichever worker answers
         assert_refused(answer, 401, "Unauthorized")
         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
@@ -158,7 +158,11 @@ def test_a_large_body_is_refused(
         b'{"type": "custom", "toolName": "\xed\xa0\x80"}',
         json.dumps(EVENT).encode("utf-16"),
         json.dumps(EVENT).encode("utf-16-le"),
-        b"\xef\xbb\xbf" + json.dumps(EVENT).encode(),
+        TOO_LARGE_A_NUMBER.encode(),
+        *(
+            b'{"type": "custom", "toolName": "x", "metadata": {"n": [%s]}}' % b",".join([number] * 10_000)
+            for number in (b"1e" + b"0" * 20 + b"131071", b"-1.5E+00131071", b"0e-00016383", b"10e01000")
+        ),
         b'{"type": "custom", "toolName": "x", "metadata": {"n": NaN}}',
         b'{"type": "custom", "toolName": "x", "metadata": {"n": -Infinity}}',
         b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}',
@@ -178,6 +182,40 @@ def test_what_is_not_json_is_refused(account: Account, body: bytes) -> None:
     answer = assert_refused(account.post(body), 400, "Invalid JSON", account)
     [detail] = answer["details"]
     assert detail["field"] == ""
+
+
+def test_doubles_of_any_size_are_no_long_numbers(account: Account) -> None:
+    for number in ("1e308", "-1.7976931348623157E+308", "5e-324"):
+        event = f'{{"type": "custom", "toolName": "x", "metadata": {{"n": [{",".join([number] * 10_000)}]}}}}'
+        assert account.post(event.encode()).status == 200
+    assert account.execute(
+        "SELECT max(length(metadata::text)) < 10000000 FROM audit_events WHERE org_id = %s", account.org_id
+    ) == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "hint"),
+    [
+        (b'{"type": "custom", "toolName": "x"}\n' * 2, {}, "This looks like NDJSON: send it with Content-Type"),
+        (b'{"type": "custom", "toolName": "x"}' * 2, {}, "several values in one line: curl keeps line feeds with"),
+        (
+            b'{"type": "custom", "toolName": "x"}' * 2,
+            {"Content_Type": "application/x-ndjson"},
+            "several values in one line: curl keeps line feeds with",
+        ),
+        ('{"type": "custom", "toolName": "é"}'.encode("cp1252"), {}, "[Text.Encoding]::UTF8.GetBytes($body)"),
+    ],
+)
+def test_an_error_says_what_to_change(account: Account, body: bytes, headers: dict[str, str], hint: str) -> None:
+    assert hint in json.dumps(account.post(body, **headers).json["details"])
+
+
+def test_a_byte_order_mark_is_skipped_at_the_beginning_of_a_body_and_of_a_line(account: Account) -> None:
+    event = b"\xef\xbb\xbf" + json.dumps(EVENT).encode()
+    assert account.post(event).status == 200
+    answer = account.post(event + b"\r\n" + event, Content_Type="application/x-ndjson", Prefer="handling=lenient")
+    assert answer.json["data"] == {"ingested": 2, "rejected": 0}
+    assert account.count() == 3
 
 
 def test_more_than_1000_details_are_counted(account: Account) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from dev.service import EVENT, Service, at_once, set_up
+from dev.service import EVENT, TOO_LARGE_A_NUMBER, Service, at_once, set_up
 from tests.support import Account, assert_refused, command
 
 
@@ -102,7 +102,7 @@ def test_a_trigger_that_fails_is_nobodys_body(account: Account) -> None:
         account.execute("CREATE TRIGGER fail BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION fail()")
         assert_refused(account.post(EVENT), 503, "Service unavailable", account)
         account.execute("DROP TRIGGER fail ON audit_events")
-    body = b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
+    body = TOO_LARGE_A_NUMBER.encode()
     assert_refused(account.post(body), 400, "Invalid JSON", account)
     assert account.post(EVENT).status == 200
 

@@ -22,7 +22,7 @@ from commands.importer.rows import Event
 from commands.prune import find_prunable, prune_events
 from commands.quota import set_quota
 from database import TimeoutConnection
-from dev.service import EVENT, PROGRAM, wait_for
+from dev.service import EVENT, PROGRAM, TOO_LARGE_A_NUMBER, wait_for
 from tests.commands.importing import events, ndjson, run, write
 from tests.support import Account, assert_refused
 
@@ -177,7 +177,7 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
     """Runs are cut off, end with the quota, meet a longer file; the oldest chunks are pruned in between."""
     chance = random.Random(seed)
     monkeypatch.setattr(chunks_module, "CHUNK_ROWS", 7)
-    refused = '{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'  # by PostgreSQL only
+    refused = TOO_LARGE_A_NUMBER  # by PostgreSQL only
     rows: list[tuple[int, str, bool]] = []
 
     def run_import(cut_off_after: float) -> None:

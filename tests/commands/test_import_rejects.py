@@ -10,7 +10,7 @@ from commands.importer.files import Reject, Source
 from commands.importer.formats import format_of
 from commands.importer.mapping import Options
 from commands.importer.rows import Event, EventMaker
-from dev.service import EVENT
+from dev.service import EVENT, TOO_LARGE_A_NUMBER
 from tests.commands.importing import events, ndjson, read, read_as, run, write
 from tests.support import Account
 
@@ -84,7 +84,7 @@ def test_what_is_no_reject_is_rejected(tmp_path: Path) -> None:
 def test_a_row_that_only_postgresql_refuses_is_rejected_alone(account: Account, tmp_path: Path) -> None:
     rows = [json.dumps(event) for event in events(1500)]
     for index in (3, 700, 1499):
-        rows[index] = '{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
+        rows[index] = TOO_LARGE_A_NUMBER
     file = write(tmp_path, "a.ndjson", "\n".join(rows).encode())
     for counts in ("stored 1497, already stored 0", "stored 0, already stored 1497"):
         assert run(account, str(file)).stdout.startswith(f"read 1500, {counts}, rejected 3: see")

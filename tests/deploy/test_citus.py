@@ -19,7 +19,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from commands.init_db import create_or_upgrade
-from dev.service import EVENT, ROOT, Service, at_once, set_up, wait_for
+from dev.service import EVENT, ROOT, TOO_LARGE_A_NUMBER, Service, at_once, set_up, wait_for
 from tests.deploy.test_roles import make_role
 from tests.support import Account, assert_refused, command
 
@@ -120,7 +120,7 @@ def test_the_contract_holds(cluster: Cluster, start_service: Callable[..., Servi
         assert {(answer.status, answer.body) for answer in answers} == {(200, answers[0].body)}, service.output()
         assert account.count() == account.used() == 13
         assert_refused(account.post([EVENT], Idempotency_Key="once"), 422, "Idempotency-Key reused")
-        refused = account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}')
+        refused = account.post(TOO_LARGE_A_NUMBER.encode())
         assert_refused(refused, 400, "Invalid JSON")
         statuses = [answer.status for answer in at_once(24, lambda _: account.post([EVENT] * 7))]  # noqa: B023
         assert sorted(statuses) == [200] * 12 + [429] * 12

@@ -63,6 +63,7 @@ def test_what_is_copied_is_enough_to_serve(
     service.folder = image
     service.environ["PATH"] = environ["PATH"]
     service.command = command("CMD ")
+    service.environ["HOST"] = "127.0.0.1"
     account = Account(service.start(), "acme", made.stdout.decode().strip())
     check = [sys.executable, *command(r"HEALTHCHECK .* CMD ")[1:]]
     try:
@@ -77,7 +78,7 @@ def test_every_setting_reaches_the_container() -> None:
     services = COMPOSE["services"]
     environment = {**services["service"]["environment"], **services["commands"]["environment"]}
     for setting in config.SETTINGS:
-        if setting.name not in ("DATABASE_URL", "PORT"):
+        if setting.name not in ("DATABASE_URL", "HOST", "PORT"):
             assert environment[setting.name].startswith(f"${{{setting.name}:-")
 
 

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import config
+from dev.bodies import WORST
 from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, free_port, wait_for
 from tests.support import Account, assert_refused
 
@@ -221,6 +224,79 @@ def test_with_tls_plain_http_is_refused_as_json(
     nginx.port = plain
     refused = nginx.send(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (refused.status, refused.json["error"]) == (403, "Forbidden")
+
+
+@pytest.mark.measures
+def test_one_key_with_large_bodies_leaves_threads_to_others(
+    account: Account, new_account: Callable[..., Account], start_nginx: Callable[..., Nginx]
+) -> None:
+    other = new_account(service=account.service)
+    body = gzip.compress(WORST['objects, `{"a":0}`']().encode())
+    over = threading.Event()
+    statuses: list[int] = []
+
+    def send(number: int) -> None:
+        spelling = ("Bearer", "bearer", "BEARER ")[number % 3]  # all are the same key
+        headers = {"Authorization": f"{spelling} {account.key}", "Content-Type": "application/json"}
+        while not over.is_set():
+            sent = account.service.request("POST", PATH, body, {**headers, "Content-Encoding": "gzip"})
+            statuses.append(sent.status)
+            if sent.status == 429:
+                over.wait(1)  # as Retry-After says
+
+    senders = [threading.Thread(target=send, args=[number]) for number in range(60)]
+    for sender in senders:
+        sender.start()
+    latencies = []
+    wait_for(lambda: 429 in statuses)
+    for _ in range(20):
+        began = time.monotonic()
+        assert other.post(EVENT).status == 200
+        latencies.append(time.monotonic() - began)
+    over.set()
+    for sender in senders:
+        sender.join()
+    assert set(statuses) == {200, 429}
+    assert sorted(latencies)[10] < 1
+    assert account.count() == account.used() == statuses.count(200)
+
+
+def test_one_key_with_many_connections_and_small_bodies_is_not_limited(account: Account) -> None:
+    assert {answer.status for answer in at_once(32, lambda _: account.post([EVENT] * 100))} == {200}
+
+
+SEND_FROM_A_NETWORK = """
+import collections, socket, sys
+counts = collections.Counter()
+for number in range(1500):
+    with socket.socket(socket.AF_INET6) as client:
+        client.bind((f"fd00::{number + 1:x}", 0))
+        client.connect(("fd00::1", int(sys.argv[1])))
+        client.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+        counts[client.recv(1000)[9:12].decode()] += 1
+print(counts["429"], counts["502"])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip, for a network of its own")
+def test_the_addresses_of_an_ipv6_network_are_one_client(tmp_path: Path) -> None:
+    nginx = Nginx(free_port(), tmp_path, {})  # where no service listens
+    conf = tmp_path / "igris.conf"
+    conf.write_text(conf.read_text().replace(f"listen 127.0.0.1:{nginx.port};", f"listen [::]:{nginx.port};"))
+    (tmp_path / "send.py").write_text(SEND_FROM_A_NETWORK)
+    script = f"""
+        ip link set lo up
+        ip -6 route add local fd00::/64 dev lo
+        echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind
+        nginx -c {nginx.file} & server=$!
+        while ! [ -s {tmp_path}/pid ]; do :; done
+        {sys.executable} {tmp_path}/send.py {nginx.port}
+        kill $server
+    """
+    done = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, check=True)
+    rejected, passed = map(int, done.stdout.split())
+    assert rejected + passed == 1500
+    assert rejected > 100
 
 
 def test_too_many_requests_are_refused_by_nginx(account: Account) -> None:

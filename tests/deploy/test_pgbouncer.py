@@ -1,4 +1,4 @@
-"""The service behind PgBouncer in transaction mode: whichever connection of PostgreSQL a statement gets, it works."""
+"""The service behind PgBouncer: in transaction mode, whichever connection of PostgreSQL a statement gets, it works."""
 
 import os
 import shutil
@@ -11,15 +11,16 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from database import TimeoutConnection
 from dev.service import EVENT, Service, at_once, free_port, wait_for
 from tests.support import Account, assert_refused
 
 pytestmark = pytest.mark.skipif(not shutil.which("pgbouncer"), reason="needs pgbouncer")
 
 
-@pytest.fixture
-def pgbouncer(database_url: str, tmp_path: Path) -> Iterator[str]:
-    """A PgBouncer with two connections to the database; its URL."""
+@pytest.fixture(params=["transaction", "session"])
+def pgbouncer(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[str]:
+    """A PgBouncer that takes no startup options, as many managed poolers; its URL."""
     given = conninfo_to_dict(database_url)
     server = " ".join(f"{name}={given[name]}" for name in ("host", "port", "user", "password") if given.get(name))
     port = free_port()
@@ -35,9 +36,8 @@ def pgbouncer(database_url: str, tmp_path: Path) -> Iterator[str]:
         listen_port = {port}
         unix_socket_dir =
         auth_type = any
-        pool_mode = transaction
-        default_pool_size = 2
-        ignore_startup_parameters = options
+        pool_mode = {request.param}
+        default_pool_size = {2 if request.param == "transaction" else 20}
         {user}
     """)
     with (tmp_path / "pgbouncer.log").open("wb") as log:
@@ -71,6 +71,12 @@ def test_the_service_works_behind_it(
         query = "SELECT count(*) FROM audit_events WHERE org_id = %s"
         assert connection.execute(query, [account.org_id]).fetchone() == (100,)
     assert service.get("/readyz").status == 200
+
+
+def test_a_session_has_the_settings_that_the_service_relies_on(pgbouncer: str) -> None:
+    with TimeoutConnection.open(pgbouncer, 7, prepare=False) as connection:
+        query = "SELECT current_setting('TimeZone'), current_setting('lock_timeout')"
+        assert connection.execute(query).fetchall() == [("UTC", "7s")]
 
 
 def test_prepared_statements_that_fail_are_no_defect(

@@ -1,26 +1,35 @@
 """deploy/roles.sql: the role that serves can't read, change or delete events."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import database
+from dev import postgres
 from dev.service import EVENT, ROOT, Service, set_up
 from tests.support import Account
 
 pytestmark = pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 
 
-def make_role(url: str) -> None:
+def make_role(url: str) -> str:
+    """Runs the script; returns what it reports."""
     script = ["psql", url, "-f", "deploy/roles.sql"]
     environ = {**os.environ, "IGRIS_WEB_PASSWORD": "secret"}
-    subprocess.run(script, cwd=ROOT, env=environ, check=True, capture_output=True)
+    return subprocess.run(script, cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stderr
+
+
+def fetch(url: str, query: str) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
 
 
 def test_the_service_works_with_the_least_of_privileges(
@@ -100,4 +109,42 @@ def test_the_role_gets_what_the_service_relies_on() -> None:
     script = (ROOT / "deploy/roles.sql").read_text()
     settings = {**database.SESSION_SETTINGS, **database.timeout_settings(database.SHORT_LOCK_TIMEOUT)}
     made = dict(re.findall(r"^ALTER ROLE igris_web SET (\w+) = '(.+)';$", script, re.MULTILINE))
-    assert made == {**settings, "log_min_error_statement": "panic"}
+    assert made == settings
+
+
+def test_the_role_leaves_connections_and_disk_to_others(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    make_role(url)
+    [(limit, settings)] = fetch(url, "SELECT rolconnlimit, rolconfig FROM pg_roles WHERE rolname = 'igris_web'")
+    assert (limit, "temp_file_limit=64MB" in settings) == (80, True)
+    for name in ("postgres", "template1"):
+        if name != conninfo_to_dict(url)["dbname"]:
+            with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+                psycopg.connect(make_conninfo(url, user="igris_web", password="secret", dbname=name))
+
+
+def test_a_count_that_is_not_the_events_stores_nothing(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    set_up(url, "acme", None)
+    make_role(url)
+    query = "SELECT store_events_v1('acme', NULL, 'raw', %s, NULL, %s, NULL, NULL, NULL)"
+    with psycopg.connect(make_conninfo(url, user="igris_web", password="secret"), autocommit=True) as web:
+        for body, count in (("[]", -1_000_000), ("[]", 2**31 - 1), (json.dumps([EVENT] * 3), 1)):
+            with pytest.raises(psycopg.errors.RaiseException):
+                web.execute(query, [body, count])
+    assert fetch(url, "SELECT count(*) FROM audit_events UNION ALL SELECT count(*) FROM monthly_usage") == [(0,), (0,)]
+
+
+def test_an_owner_that_is_no_superuser_can_make_the_role(start_service: Callable[..., Service]) -> None:
+    """As on a managed PostgreSQL, which has no superuser for its users."""
+    with postgres.temporary() as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE igris LOGIN CREATEROLE")
+            connection.execute("CREATE DATABASE igris OWNER igris")
+        url = make_conninfo(server.url, user="igris", dbname="igris")
+        key = set_up(url, "acme", 5)
+        for _ in range(2):
+            assert make_role(url).count("left out, since") == 3
+        service = start_service(make_conninfo(url, user="igris_web", password="secret"))
+        assert service.post(EVENT, key).status == 200
+        service.stop()

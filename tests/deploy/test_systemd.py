@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.service import BIN, EVENT, ROOT, Service, wait_for
+from dev.service import BIN, EVENT, ROOT, TOO_LARGE_A_NUMBER, Service, wait_for
 from tests.support import Account
 
 UNITS = sorted(path.name for path in (ROOT / "deploy").iterdir() if path.suffix in (".service", ".timer"))
@@ -54,7 +54,7 @@ def test_the_units_name_what_is_there() -> None:
         )
         assert (checked.returncode == 0) == good
     web = re.findall(r"^ExecStart=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
-    assert f"web: {web[0]}" in (ROOT / "Procfile").read_text()
+    assert f"web: HOST=0.0.0.0 {web[0]}" in (ROOT / "Procfile").read_text()
 
 
 def test_the_units_user_is_no_role_of_postgresql() -> None:
@@ -83,16 +83,16 @@ def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], databas
     service = Service(database_url, tmp_path / "log")
     service.folder = tmp_path
     account = new_account(service=service.start())
-    body = b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e999999}}'
+    body = TOO_LARGE_A_NUMBER.encode()
     try:
         assert account.post(body).json["details"][0]["message"].startswith("A number is too large")
         for name in ("database_errors.py", "config.py"):
             changed = (tmp_path / name).read_text().replace("A number is too large", "That is no number")
-            (tmp_path / name).write_text(changed.replace("10 * 2**20", "100"))
+            (tmp_path / name).write_text(changed.replace("10 * 2**20", "3000"))
         service.process.send_signal(signal.SIGHUP)
         wait_for(lambda: service.output().count("Worker exiting") == 2)
         assert account.post(body).json["details"][0]["message"].startswith("That is no number")
-        assert account.post(body + b" " * 50).status == 413
+        assert account.post(body + b" " * 3000).status == 413
     finally:
         service.stop()
 
