@@ -58,7 +58,9 @@ class Parser:
     nesting, and 4,300 digits of an integer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hints: bool = False) -> None:
+        """With `hints`, an error says what an HTTP client can change."""
+        self._hints = hints
         self._bytes = self._exponent_sum = 0
 
     def parse(self, body: bytes) -> tuple[str, Any]:
@@ -76,10 +78,10 @@ class Parser:
                 text, parse_constant=_reject_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
         except UnicodeDecodeError as error:
-            hint = "PowerShell sends UTF-8 with [Text.Encoding]::UTF8.GetBytes($body)"
-            raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}. {hint}") from None
+            hint = ". PowerShell sends UTF-8 with [Text.Encoding]::UTF8.GetBytes($body)" if self._hints else ""
+            raise InvalidJSON(f"Not UTF-8: {error.reason} at byte {error.start}{hint}") from None
         except json.JSONDecodeError as error:
-            raise InvalidJSON(f"{error}{_hint(error)}") from None
+            raise InvalidJSON(f"{error}{_hint(error) if self._hints else ''}") from None
         except RecursionError:
             raise InvalidJSON("Nested too deep") from None
         except ValueError:

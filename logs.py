@@ -29,6 +29,7 @@ class LossyOutput:
 
     def __init__(self, descriptor: int) -> None:
         self.lost = 0  # how many texts could not be written since the last that could
+        self._is_cut = False  # the last text was written in part
         self.is_terminal = os.isatty(descriptor)
         self._descriptor = descriptor
         self._socket = None
@@ -42,12 +43,13 @@ class LossyOutput:
             os.set_blocking(self._descriptor, False)
 
     def write(self, text: str) -> None:
-        """Write a text, or count it as lost. A long one can be cut, which also counts as lost."""
-        data = text.encode(errors="backslashreplace")
+        """Write a text, or count it as lost. A long one can be cut, which also counts as lost: the next begins anew."""
+        data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
         try:
             written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)
         except OSError:  # no process reads, and the buffer is full
             written = 0
+        self._is_cut = 0 < written < len(data) if written else self._is_cut
         self.lost = 0 if written == len(data) else self.lost + 1
 
 

@@ -178,7 +178,7 @@ def parse_batch(body: bytes, max_events: int, max_values: int, *, ndjson: bool =
         text, data = _parse_lines(body, max_events, max_values)
     else:
         check_value_count([body], max_values)
-        text, data = Parser().parse(body)
+        text, data = Parser(hints=True).parse(body)
     has_events = type(data) is dict and "events" in data
     events, path = (data["events"], "events") if has_events else (data, "")
     if type(events) is not list:
@@ -209,7 +209,7 @@ def _parse_lines(body: bytes, max_events: int, max_values: int) -> tuple[str, li
     check_value_count([*lines, rest], max_values)
     texts: list[str] = []
     events: list[Any] = []
-    parser = Parser()
+    parser = Parser(hints=True)
     number, counted = 1, 0
     for match, line in zip(matches, lines, strict=True):
         try:

@@ -62,6 +62,21 @@ def translate_errors() -> Iterator[None]:
         database_errors.raise_translated(error)
 
 
+@contextmanager
+def report_error(org_id: str) -> Iterator[list[Exception]]:
+    """Print an error of one organization, and end without it, so that a command goes on with the next organization.
+
+    Yields a list, which gets the error.
+    """
+    errors: list[Exception] = []
+    try:
+        with translate_errors():
+            yield errors
+    except (database_errors.Unavailable, InvalidJSON) as error:
+        errors.append(error)
+        click.echo(printable(f"Error: {org_id}: {': '.join(error.args)}"), err=True)
+
+
 _FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
 _LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 

@@ -11,25 +11,35 @@ from typing import Any
 
 import click
 
-from commands.base import check_organization, fetch_dicts, reports_errors, server_time, session
-from commands.evidence.trail import EVENT_COLUMNS, MAX_COMMIT_DELAY, RECEIPT_COLUMNS, WHERE, Filters, filter_options
-from commands.output import Table, iso
+from commands.base import check_organization, fetch_dicts, reports_errors, server_time, session, translate_errors
+from commands.evidence.trail import MAX_COMMIT_DELAY, WHERE, Filters, filter_options, lines
+from commands.output import Table
 from commands.parameters import json_option, org_option
 from database import Connection
+from database_errors import Unavailable
+from json_text import InvalidJSON
 
-# The newest events, or those with some ids.
-COLUMNS = (*RECEIPT_COLUMNS, *EVENT_COLUMNS)
-SELECT_EVENTS = f"""
-    SELECT {", ".join(column.sql for column in COLUMNS if column.sql != "metadata")}, metadata::text AS metadata
+Key = tuple[str, int]  # an event: its organization and id
+
+# An event is found by its organization and id, the primary key.
+SELECT_NEWEST = f"""
+    SELECT org_id, id
     FROM audit_events
     WHERE {WHERE}
-      AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))
     ORDER BY received_at DESC, id DESC
     LIMIT %(limit)s
 """
 
-# The ids of all events that can be new to somebody who looked some time ago.
-SELECT_IDS = f"SELECT id FROM audit_events WHERE {WHERE}"
+# All events that can be new to a reader who looked some time ago.
+SELECT_RECENT = f"SELECT org_id, id FROM audit_events WHERE {WHERE}"
+
+MAX_METADATA = 1000  # characters that a table shows
+
+SELECT_ROW = f"""
+    SELECT received_at, org_id, type, action, tool_name, left(metadata::text, {MAX_METADATA}) AS metadata
+    FROM audit_events
+    WHERE org_id = %(org_id)s AND id = %(id)s
+"""
 
 LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
 """The newest events are looked for by receipt, first in the last minute: on Citus ids are in no order."""
@@ -45,7 +55,9 @@ PAGE = 1000  # the number of events that are shown at once to somebody who follo
 @json_option
 @reports_errors
 def events(org: str | None, limit: int, follow: bool, as_json: bool, **conditions: Any) -> None:
-    """Show the newest stored events, the newest last. JSON comes as one line for each event.
+    """Show the newest stored events, the newest last.
+
+    A table shows the first 1,000 characters of metadata. JSON has the lines that `export` writes.
 
     \b
     Examples:
@@ -55,76 +67,89 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool, **condition
     """
     filters = Filters(org, **conditions)
     # 80 columns: an organization that was asked for need not be shown
+    columns = ["received_at", "type", "action", "tool_name", "metadata"]
     table = (
-        Table(["received_at", "type", "action", "tool_name", "metadata"], fixed=(20, 10, 6, 20))
+        Table(columns, fixed=(20, 10, 6, 20))
         if org
-        else Table(["received_at", "org_id", "type", "action", "tool_name", "metadata"], fixed=(20, 10, 10, 6, 12))
+        else Table(["received_at", "org_id", *columns[1:]], fixed=(20, 10, 10, 6, 12))
     )
+    is_complete = True
     try:
         with session() as connection:
             check_organization(connection, org)
-            for rows in followed(connection, filters, limit) if follow else [newest(connection, filters, limit)]:
-                if as_json:
-                    for row in rows:
-                        click.echo(_as_json(row))
-                else:
-                    table.print(rows)
-                if follow and not rows:
+            pages = followed(connection, filters, limit) if follow else [newest(connection, filters, limit)]
+            for keys in pages:
+                is_complete &= show_events(connection, keys, None if as_json else table)
+                if follow and not keys:
                     time.sleep(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    sys.exit(0 if is_complete else 1)
 
 
-def newest(connection: Connection, filters: Filters, limit: int) -> list[dict[str, Any]]:
-    """Return the newest events, the newest last. Metadata is JSON text."""
-    rows: list[dict[str, Any]] = []
+def show_events(connection: Connection, keys: list[Key], table: Table | None) -> bool:
+    """Print events as rows of a table, or as lines of JSON; return whether all could be read.
+
+    An event can be too large to be read as text: it is named, and the others are printed. They are read one by one, so
+    that memory does not grow with their metadata.
+    """
+    rows, is_complete = [], True
+    for org_id, event_id in keys:
+        try:
+            with translate_errors():
+                if table:
+                    rows += fetch_dicts(connection, SELECT_ROW, {"org_id": org_id, "id": event_id})
+                    continue
+                with lines(connection, Filters(org_id, ids=[event_id])) as found:
+                    for line in found:
+                        click.echo(ascii_json(line.decode()), nl=False)
+        except (Unavailable, InvalidJSON) as error:
+            click.echo(f"Error: event {event_id} of {org_id!r}: {': '.join(error.args)}", err=True)
+            is_complete = False
+    if table:
+        table.print(rows)
+    return is_complete
+
+
+def newest(connection: Connection, filters: Filters, limit: int) -> list[Key]:
+    """Return the newest events, the newest last."""
+    keys: list[Key] = []
     until = filters.until or server_time(connection)
     for lookback in LOOKBACKS:
         since = max((each for each in (lookback and until - lookback, filters.since) if each), default=None)
-        rows = _select(connection, replace(filters, since=since), limit=limit)
-        if len(rows) == limit or since == filters.since:
+        query = {**asdict(replace(filters, since=since)), "limit": limit}
+        keys = connection.execute(SELECT_NEWEST.encode(), query).fetchall()
+        if len(keys) == limit or since == filters.since:
             break
-    return rows[::-1]
+    return keys[::-1]
 
 
-def followed(connection: Connection, filters: Filters, limit: int) -> Iterator[list[dict[str, Any]]]:
+def followed(connection: Connection, filters: Filters, limit: int) -> Iterator[list[Key]]:
     """Yield the newest events, then those that have come since, also if they were committed late.
 
     Yields nothing when that is all, and goes on.
     """
     last = server_time(connection)
-    seen = _ids(connection, filters, last - MAX_COMMIT_DELAY)
-    rows = newest(connection, filters, limit)
-    seen |= {row["id"] for row in rows}
-    yield rows
+    seen = _recent(connection, filters, last - MAX_COMMIT_DELAY)
+    keys = newest(connection, filters, limit)
+    seen |= set(keys)
+    yield keys
     while True:
         now, since = server_time(connection), last - MAX_COMMIT_DELAY
-        ids = _ids(connection, filters, since)
-        unseen = sorted(ids - seen)
+        found = _recent(connection, filters, since)
+        unseen = sorted(found - seen, key=lambda key: key[1])
         for start in range(0, len(unseen), PAGE):
-            yield _select(connection, replace(filters, since=since), ids=unseen[start : start + PAGE])[::-1]
-        seen, last = ids, now
+            yield unseen[start : start + PAGE]
+        seen, last = found, now
         yield []
 
 
-def _select(
-    connection: Connection, filters: Filters, *, limit: int | None = None, ids: list[int] | None = None
-) -> list[dict[str, Any]]:
-    return fetch_dicts(connection, SELECT_EVENTS, {**asdict(filters), "limit": limit, "ids": ids})
-
-
-def _ids(connection: Connection, filters: Filters, since: datetime) -> set[int]:
-    """Return the ids of the events that were received from then on."""
+def _recent(connection: Connection, filters: Filters, since: datetime) -> set[Key]:
+    """Return the events that were received from then on."""
     since = max(since, filters.since or since)
-    return {row[0] for row in connection.execute(SELECT_IDS.encode(), asdict(replace(filters, since=since)))}
+    return set(connection.execute(SELECT_RECENT.encode(), asdict(replace(filters, since=since))))
 
 
-def _as_json(row: dict[str, Any]) -> str:
-    """Return a line of JSON. Metadata goes in as text, so that numbers keep their digits."""
-    metadata = re.sub("[^ -~]", lambda each: _escaped(each[0]), row.pop("metadata"))
-    return f'{json.dumps(row, default=iso)[:-1]}, "metadata": {metadata}}}'
-
-
-def _escaped(character: str) -> str:
-    """Escape a character that could mean something to a terminal; json.dumps leaves DEL as it is."""
-    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"
+def ascii_json(text: str) -> str:
+    """Escape each character of JSON that could mean something to a terminal, but for the line feed at its end."""
+    return re.sub(r"[^ -~\n]", lambda each: json.dumps(each[0])[1:-1] if each[0] != "\x7f" else "\\u007f", text)

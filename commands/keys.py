@@ -49,9 +49,10 @@ def create(org: str, label: str | None, expires_in_days: int | None, monthly_quo
         is_new = create_organization(connection, org, quota)
         if monthly_quota and not is_new:
             raise click.UsageError(f"{org!r} is there already: change its quota with `quota`.")
-        key = create_key(connection, org, label, expires_in_days)
+        key_id, key = create_key(connection, org, label, expires_in_days)
     if is_new:
         echo_made(org, quota)
+    click.echo(f"made key {key_id} of {org!r}", err=True)
     click.echo(key)
 
 
@@ -107,17 +108,18 @@ def revoke(key_id: int) -> None:
 
 def create_key(
     connection: Connection, org_id: str, label: str | None = None, expires_in_days: int | None = None
-) -> str:
-    """Create an API key of an organization that exists, and return it. It is stored nowhere: show it now or never."""
+) -> tuple[int, str]:
+    """Create an API key of an organization that exists; return its id and the key, which is stored nowhere."""
     key = "ig_" + "".join(choice(ascii_letters + digits) for _ in range(40))
-    connection.execute(
+    [(key_id,)] = connection.execute(
         """
         INSERT INTO api_keys (org_id, key_hash, prefix, label, expires_at)
         VALUES (%s, %s, %s, %s, now() + %s::integer * interval '1 day')
+        RETURNING id
         """,
         [org_id, key_hash(key), key[:7], label, expires_in_days],
-    )
-    return key
+    ).fetchall()
+    return key_id, key
 
 
 def list_keys(connection: Connection, org_id: str | None = None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import click
 
 from commands.base import check_organization, exclusive, fetch_dicts, reports_errors, session, transaction
 from commands.evidence.trail import await_storing
-from commands.output import show, sum_shown
+from commands.output import counted, show, sum_shown
 from commands.parameters import Name, Quota, json_option
 from commands.prune import BATCH, delete_batches
 from commands.quota import show_quota
@@ -29,6 +29,14 @@ COUNTS = """
         (SELECT count(*) FROM audit_events WHERE org_id = %(org_id)s) AS events,
         (SELECT count(*) FROM seals WHERE org_id = %(org_id)s) AS seals,
         (SELECT count(*) FROM api_keys WHERE org_id = %(org_id)s) AS keys
+"""
+
+COPY_ORGANIZATION = """
+    INSERT INTO organizations (id, monthly_quota, created_at)
+    SELECT %(name)s, monthly_quota, created_at
+    FROM organizations
+    WHERE id = %(org_id)s
+    ON CONFLICT DO NOTHING
 """
 
 DELETE_IDEMPOTENCY_KEYS = """
@@ -96,11 +104,28 @@ def delete(org: str, yes: bool) -> None:
         check_organization(connection, org)
         [there] = fetch_dicts(connection, COUNTS, {"org_id": org})
         if not yes:
-            what = f"{there['events']} events, {there['seals']} seals and {there['keys']} keys"
+            events, seals, keys = (counted(there[f"{noun}s"], noun) for noun in ("event", "seal", "key"))
+            what = f"{events}, {seals} and {keys}"
             click.confirm(f"Delete the organization {org!r} with {what}?", abort=True, err=True)
         with exclusive(connection, "import", org), exclusive(connection, "seal", org, wait=True):
             deleted = sum_shown(there["events"], delete_organization(connection, org))
-    click.echo(f"deleted the organization {org!r} and {deleted} events")
+    click.echo(f"deleted the organization {org!r} and {counted(deleted, 'event')}")
+
+
+@organizations.command("rename")
+@click.argument("org", type=Name())
+@click.argument("name", type=Name())
+@reports_errors
+def rename(org: str, name: str) -> None:
+    """Give an organization another name, before it has stored an event: its name is a part of each event.
+
+    \b
+    Examples:
+      igris-ingest organizations rename acmee acme
+    """
+    with transaction() as connection:
+        rename_organization(connection, org, name)
+    click.echo(f"renamed the organization {org!r} to {name!r}", err=True)
 
 
 def given_or_default(monthly_quota: tuple[int | None] | None) -> int | None:
@@ -118,6 +143,23 @@ def create_organization(connection: Connection, org_id: str, monthly_quota: int 
     """Create an organization with a quota (None: unlimited). Return False if there is one: it stays as it is."""
     query = "INSERT INTO organizations (id, monthly_quota) VALUES (%s, %s) ON CONFLICT DO NOTHING"
     return connection.execute(query, [org_id, monthly_quota]).rowcount == 1
+
+
+def rename_organization(connection: Connection, org_id: str, name: str) -> None:
+    """Rename an organization that has no events, with its keys. Raises NotFound and ClickException."""
+    check_organization(connection, org_id)
+    [there] = fetch_dicts(connection, COUNTS, {"org_id": org_id})
+    if there["events"] or there["seals"]:
+        raise click.ClickException(
+            f"{org_id!r} has events or seals, which keep its name: make another organization, and keys for it"
+        )
+    names = {"org_id": org_id, "name": name}
+    if not connection.execute(COPY_ORGANIZATION, names).rowcount:
+        raise click.ClickException(f"there is an organization {name!r} already")
+    connection.execute(
+        "UPDATE api_keys SET org_id = %(name)s WHERE org_id = %(org_id)s", {"org_id": org_id, "name": name}
+    )
+    connection.execute("DELETE FROM organizations WHERE id = %(org_id)s", {"org_id": org_id})
 
 
 def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:

@@ -15,9 +15,10 @@ import wcwidth
 
 
 def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) -> None:
-    """Print rows as a table, or as a JSON array."""
+    """Print rows as a table, or as lines of JSON."""
     if as_json:
-        click.echo(json.dumps([{column: row[column] for column in columns} for row in rows], default=iso))
+        for row in rows:
+            click.echo(json.dumps({column: row[column] for column in columns}, default=iso))
     else:
         Table(columns).print(rows)
 
@@ -72,12 +73,18 @@ _COLORS = {"deny": "red", "alert": "yellow"}
 
 def _colored(cell: str) -> str:
     color = _COLORS.get(cell.rstrip())
-    return click.style(cell, fg=color) if color and not os.environ.get("NO_COLOR") else cell
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return click.style(cell, fg=color) if color and not is_plain else cell
 
 
 def printable(text: str) -> str:
     """Escape what a terminal would not show as a character."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 seal, 2 seals."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def iso(value: datetime) -> str:

@@ -1,6 +1,7 @@
 """The types of the commands' arguments and options."""
 
 import re
+import unicodedata
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,6 +15,7 @@ class Name(click.ParamType[str]):
     name = "name"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        value = unicodedata.normalize("NFC", value)  # else two names could look the same
         if not (0 < len(value) <= 255 and value.isprintable() and value == value.strip()):
             self.fail("must have 1 to 255 printable characters, and no space at either end", param, ctx)
         return value
@@ -74,5 +76,5 @@ class TimeZone(click.ParamType[ZoneInfo]):
             self.fail(f"{value!r} is not a time zone; use a name such as UTC or Europe/Berlin", param, ctx)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print lines of JSON, for scripts.")
 org_option = click.option("--org", type=Name(), help="Only this organization.")

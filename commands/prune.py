@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from commands.base import check_organization, exclusive, reports_errors, session
-from commands.output import iso, progress, show
+from commands.output import counted, iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
@@ -50,13 +50,18 @@ MARK_SEALS = """
 DELETE_EVENTS = """
     DELETE FROM audit_events
     WHERE org_id = %(org_id)s
-      AND id = ANY (ARRAY(  -- IN can run the subquery again for each row
-          SELECT id
-          FROM audit_events
-          WHERE org_id = %(org_id)s AND id > %(after)s AND {condition}
-          ORDER BY id
-          LIMIT %(batch)s
-      ))
+      AND {condition}
+      AND id > %(after)s
+      AND id <= (  -- a range: with old statistics a list of ids is compared with every row of the organization
+          SELECT max(id)
+          FROM (
+              SELECT id
+              FROM audit_events
+              WHERE org_id = %(org_id)s AND id > %(after)s AND {condition}
+              ORDER BY id
+              LIMIT %(batch)s
+          ) AS batch
+      )
     RETURNING id
 """
 
@@ -100,14 +105,13 @@ class Prunable:
 @click.option(
     "--before",
     type=Moment(),
-    required=True,
-    help="2026-03-01 (its beginning in UTC), 2026-03-01T12:00Z, or 400d (days ago).",
+    help="2026-03-01 (its beginning in UTC), 2026-03-01T12:00Z, or 400d (days ago). Without it, no events are deleted.",
 )
 @org_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
 @reports_errors
-def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
+def prune(before: datetime | None, org: str | None, dry_run: bool, yes: bool) -> None:
     """Delete events received before a date, and expired idempotency keys, in small batches.
 
     Of an organization with seals it deletes whole sealed periods, and marks their seals: `verify` knows that they were
@@ -117,33 +121,40 @@ def prune(before: datetime, org: str | None, dry_run: bool, yes: bool) -> None:
     Examples:
       igris-ingest prune --before 400d --dry-run
       igris-ingest prune --before 2026-03-01 --org acme
+      igris-ingest prune                     # expired idempotency keys only
     """
-    if before > datetime.now(UTC):
-        raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
     with session() as connection:
         check_organization(connection, org)
-        found = find_prunable(connection, before, org)
-        events, seals = sum(each.events for each in found), sum(each.seals for each in found)
-        asks = sys.stdin.isatty() and not yes
-        if dry_run or asks:
-            show([asdict(each) for each in found], ["org_id", "events", "seals"])
-        if dry_run:
-            marks = f", and {seals} seals marked as pruned" if seals else ""
-            click.echo(f"{events} events received before {iso(before)} would be deleted{marks}")
-            return
-        if asks:
-            marks = f", and mark {seals} seals as pruned" if seals else ""
-            click.confirm(f"Delete {events} events received before {iso(before)}{marks}?", abort=True, err=True)
-        deleted = marked = 0
-        with progress(events, "events") as show_progress:
-            for prunable in mark_prunable(connection, before, [each.org_id for each in found]):
-                marked += prunable.seals
-                for count in prune_events(connection, prunable):
-                    deleted += count
-                    show_progress(deleted, deleted)
-        keys = prune_keys(connection, org)
-    marks = f"; marked {marked} seals as pruned" if marked else ""
-    click.echo(f"deleted {deleted} events received before {iso(before)}, and {keys} expired idempotency keys{marks}")
+        if before:
+            prune_before(connection, before, org, dry_run=dry_run, asks=sys.stdin.isatty() and not yes)
+        if not dry_run:
+            click.echo(f"deleted {prune_keys(connection, org)} expired idempotency keys")
+
+
+def prune_before(connection: Connection, before: datetime, org: str | None, *, dry_run: bool, asks: bool) -> None:
+    """Delete the events that were received before a time, and print how many. `asks` asks first."""
+    if before > datetime.now(UTC):
+        raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
+    found = find_prunable(connection, before, org)
+    events, seals = sum(each.events for each in found), sum(each.seals for each in found)
+    if dry_run or asks:
+        show([asdict(each) for each in found], ["org_id", "events", "seals"])
+    if dry_run:
+        marks = f", and {counted(seals, 'seal')} marked as pruned" if seals else ""
+        click.echo(f"{events} events received before {iso(before)} would be deleted{marks}")
+        return
+    if asks:
+        marks = f", and mark {counted(seals, 'seal')} as pruned" if seals else ""
+        click.confirm(f"Delete {events} events received before {iso(before)}{marks}?", abort=True, err=True)
+    deleted = marked = 0
+    with progress(events, "events") as show_progress:
+        for prunable in mark_prunable(connection, before, [each.org_id for each in found]):
+            marked += prunable.seals
+            for count in prune_events(connection, prunable):
+                deleted += count
+                show_progress(deleted, deleted)
+    marks = f", and marked {counted(marked, 'seal')} as pruned" if marked else ""
+    click.echo(f"deleted {deleted} events received before {iso(before)}{marks}")
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:

@@ -54,7 +54,7 @@ def api_key(connection: Connection, monthly_quota: int | None) -> str:
         if connection.execute(AUTHENTICATE, {"key_hash": key_hash(key)}).fetchone():
             return key
     organizations.create_organization(connection, "demo", monthly_quota)
-    key = keys.create_key(connection, "demo", "make run")
+    _, key = keys.create_key(connection, "demo", "make run")
     file.touch(mode=0o600)
     file.write_text(key + "\n")
     return key

@@ -70,7 +70,7 @@ def set_up(database_url: str, org_id: str, quota: int | None, label: str | None 
     with psycopg.connect(database_url) as connection:
         create_or_upgrade(connection)
         create_organization(connection, org_id, quota)
-        return create_key(connection, org_id, label)
+        return create_key(connection, org_id, label)[1]
 
 
 def high_water_mark(pid: int) -> int:

@@ -114,7 +114,7 @@ def new_account(service: Service, connection: psycopg.Connection[Any]) -> Callab
     def new(quota: int | None = 50_000, service: Service = service) -> Account:
         org_id = f"org-{uuid.uuid4().hex[:8]}"
         create_organization(connection, org_id, quota)
-        return Account(service, org_id, create_key(connection, org_id))
+        return Account(service, org_id, create_key(connection, org_id)[1])
 
     return new
 

@@ -1,5 +1,6 @@
 """What the tests share: accounts, commands, and the shape of an error."""
 
+import json
 import os
 import re
 import socket
@@ -60,6 +61,10 @@ class LockedUsageRow:
 
     def __exit__(self, *_: object) -> None:
         self.blocker.close()
+
+
+def json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def receive(client: socket.socket) -> HTTPResponse:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from dev.service import EVENT, PATH, ROOT, WEB, Service, at_once, wait_for
+from logs import LossyOutput
 from tests.support import Account, assert_refused
 
 
@@ -88,6 +89,21 @@ def test_on_a_terminal_it_is_a_line_of_text(new_account: Callable[..., Account],
     assert re.search(
         rf"\d\d:\d\d:\d\d POST {PATH} 200 in [\d.]+ ms, {account.org_id}: 2 stored, 0 rejected\r\n", output
     )
+
+
+def test_after_a_line_that_was_cut_the_next_begins_anew() -> None:
+    reader, writer = os.pipe()
+    output = LossyOutput(writer)
+    lost = "x" * 1_000_000 + "\n"  # more than a pipe holds
+    output.write(lost)
+    assert output.lost == 1
+    held = os.read(reader, 2**20)
+    assert len(held) < len(lost)
+    output.write("second\n")
+    output.write("third\n")
+    assert (os.read(reader, 100), output.lost) == (b"\nsecond\nthird\n", 0)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_metrics_count_the_requests_of_all_workers(

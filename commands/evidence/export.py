@@ -34,12 +34,13 @@ def export(org: str, file_format: str, output: str | None, **conditions: Any) ->
     """
     filters = Filters(org, **conditions)
     query, written = (COPY_CSV, -1) if file_format == "csv" else (COPY_LINES, 0)  # the header row is no event
+    is_shown = output is None and sys.stdout.isatty()  # a client's text must not act on the terminal
     with snapshot() as connection, _output(output) as file:
         check_organization(connection, org)
         total = count(connection, filters) if sys.stderr.isatty() else None
         with progress(total, "events") as show_progress, lines(connection, filters, query) as found:
             for line in found:
-                file.write(line)
+                file.write(printable(line.decode().rstrip("\r\n")).encode() + b"\n" if is_shown else line)
                 written += 1
                 if written % 1000 == 0:
                     show_progress(written, written)

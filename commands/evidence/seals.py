@@ -5,6 +5,7 @@ docs/evidence.md has the definition of a seal for auditors. It needs nothing of 
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -13,7 +14,7 @@ from typing import Any
 import click
 from psycopg.rows import class_row
 
-from commands.base import NotFound, exclusive, lock_partitions, reports_errors, server_time, session
+from commands.base import NotFound, exclusive, lock_partitions, report_error, reports_errors, server_time, session
 from commands.evidence.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
 from commands.output import printable
 from commands.parameters import json_option, org_option
@@ -114,9 +115,13 @@ def seal(org: str | None, as_json: bool) -> None:
         names = organizations(connection, org)
         end = server_time(connection) - SEALING_DELAY
         await_storing(connection)
+        failed = False
         for org_id in names:
-            for made in seal_organization(connection, org_id, end):
-                _echo(made, as_json)
+            with report_error(org_id) as errors:
+                for made in seal_organization(connection, org_id, end):
+                    _echo(made, as_json)
+            failed = failed or bool(errors)
+    sys.exit(1 if failed else 0)
 
 
 @click.command("seals")

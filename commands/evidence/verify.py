@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from commands.base import reports_errors, snapshot
+from commands.base import report_error, reports_errors, snapshot
 from commands.evidence.compare_export import ExportedFile
 from commands.evidence.seals import BEGINNING, Seal, digest_of, exact, organizations, seals_of
 from commands.evidence.trail import Filters, count, lines
-from commands.output import printable, progress
+from commands.output import counted, printable, progress
 from commands.parameters import Moment, json_option, org_option
 from database import Connection
 
@@ -61,11 +61,14 @@ def verify(
         raise click.UsageError("--head and --export need --org.")
     is_whole = True
     with snapshot() as connection:
+        failed = False
         for org_id in organizations(connection, org):
-            report = verify_organization(connection, org_id, since, until, head, exported)
-            is_whole = is_whole and not report["problems"]
-            click.echo(json.dumps(report) if as_json else _as_text(report))
-    sys.exit(0 if is_whole else NOT_WHOLE)
+            with report_error(org_id) as errors, connection.transaction():
+                report = verify_organization(connection, org_id, since, until, head, exported)
+                is_whole = is_whole and not report["problems"]
+                click.echo(json.dumps(report) if as_json else _as_text(report))
+            failed = failed or bool(errors)
+    sys.exit(NOT_WHOLE if not is_whole else 1 if failed else 0)
 
 
 def verify_organization(
@@ -130,7 +133,7 @@ def _as_text(report: dict[str, Any]) -> str:
         else ""
     )
     summary = (
-        f"{state}; {report['seals']} seals{pruned}; {report['wholeEvents']} events as they were sealed, "
+        f"{state}; {counted(report['seals'], 'seal')}{pruned}; {report['wholeEvents']} events as they were sealed, "
         f"{report['unsealedEvents']} not sealed yet{compared}; head {report['head'] or '-'}"
     )
     return "\n".join(printable(f"{report['organization']}: {text}") for text in (*report["problems"], summary))

@@ -12,7 +12,7 @@ import pytest
 
 import config
 from dev.service import EVENT, ROOT, Service, at_once
-from tests.support import Account, assert_refused, command, igris
+from tests.support import Account, assert_refused, command, igris, json_lines
 
 
 @pytest.fixture
@@ -71,12 +71,16 @@ def test_a_key_can_come_with_a_quota(service: Service, database_url: str) -> Non
     for quota, remaining in (("3", 2), ("unlimited", None)):
         org = f"with-quota-{quota}"
         made = igris("keys", "create", org, "--monthly-quota", quota, database_url=database_url)
-        assert made.stderr == f"made the organization {org!r}, with a quota of {quota} events a month\n"
+        assert made.stderr.startswith(
+            f"made the organization {org!r}, with a quota of {quota} events a month\nmade key "
+        )
         assert service.post(EVENT, made.stdout.strip()).json["meta"] == {"remainingQuota": remaining}
         again = igris("keys", "create", org, "--monthly-quota", "5", database_url=database_url)
         assert (again.returncode, again.stdout) == (2, "")
         assert "is there already: change its quota with `quota`" in again.stderr
-        assert igris("keys", "create", org, database_url=database_url).stderr == ""
+        assert re.fullmatch(
+            rf"made key \d+ of '{org}'\n", igris("keys", "create", org, database_url=database_url).stderr
+        )
 
 
 def test_the_default_quota_is_a_setting(service: Service, database_url: str) -> None:
@@ -198,12 +202,12 @@ def test_an_organization_is_made_listed_and_deleted(
     assert command(*file, database_url=database_url).returncode == 0
     account.execute("UPDATE audit_events SET received_at = '2026-03-01' WHERE org_id = 'short-lived'")
     assert command("seal", "--org", "short-lived", database_url=database_url).returncode == 0
-    listed = json.loads(command("organizations", "list", "--json", database_url=database_url).stdout)
+    listed = json_lines(command("organizations", "list", "--json", database_url=database_url).stdout)
     [row] = [row for row in listed if row["organization"] == "short-lived"]
     assert (row["quota"], row["keys"]) == (None, 1)
     refused = command("organizations", "delete", "short-lived", database_url=database_url)
     assert refused.returncode == 1
-    assert "Delete the organization 'short-lived' with 6001 events, 1 seals and 1 keys?" in refused.stderr
+    assert "Delete the organization 'short-lived' with 6001 events, 1 seal and 1 key?" in refused.stderr
     assert account.count() == 6001
     done = command("organizations", "delete", "short-lived", "--yes", database_url=database_url)
     assert done.stdout == "deleted the organization 'short-lived' and 6001 events\n", done.stderr
@@ -213,13 +217,52 @@ def test_an_organization_is_made_listed_and_deleted(
     assert other.count() == 1
 
 
+def test_an_organization_without_events_can_be_renamed(service: Service, database_url: str) -> None:
+    key = command("keys", "create", "acmee", database_url=database_url).stdout.strip()
+    assert command("organizations", "rename", "acmee", "renamed", database_url=database_url).returncode == 0
+    account = Account(service, "renamed", key)
+    assert account.post(EVENT).status == 200
+    assert account.count() == 1
+    for name, reason in (("acmee", "there is no organization 'acmee'"), ("renamed", "'renamed' has events or seals")):
+        done = command("organizations", "rename", name, "other", database_url=database_url)
+        assert (done.returncode, reason in done.stderr) == (1, True)
+
+
+def test_names_that_look_the_same_are_the_same(database_url: str) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert command("organizations", "create", composed, database_url=database_url).returncode == 0
+    done = command("organizations", "create", decomposed, database_url=database_url)
+    assert (done.returncode, done.stderr) == (1, f"Error: there is an organization '{composed}' already\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("'postgresql://igris@127.0.0.1/igris'", "begins with a quote: write it without quotes"),
+        ("postgresql+psycopg://igris@127.0.0.1/igris", "begins with postgresql+psycopg://; write postgresql://"),
+        ("jdbc:postgresql://127.0.0.1/igris", "begins with jdbc:postgresql://; write postgresql://"),
+        ("postgresql://igris@127.0.0.1/igris?pgbouncer=true", "has the parameter pgbouncer, which is another driver's"),
+        ("postgresql://igris@127.0.0.1/igris?sslmode=require&schema=public", "has the parameter schema, which"),
+        ("postgresql://igris:pa?hunter2=x@127.0.0.1/igris", "in a password, percent-encode"),
+        ("postgresql://127.0.0.1/igris?password=a&hunter2=x", "must be a URL"),
+    ],
+)
+def test_a_connection_string_of_another_program_is_named(url: str, problem: str) -> None:
+    done = igris("keys", "list", database_url=url)
+    assert (done.returncode, problem in done.stderr, "hunter2" in done.stderr) == (1, True, False), done.stderr
+
+
+def test_white_space_around_a_connection_string_is_ignored(database_url: str) -> None:
+    assert command("keys", "list", database_url=f" {database_url}\r\n").returncode == 0
+
+
 def test_the_settings_in_force_are_shown_without_passwords() -> None:
     url = "postgresql://igris:pass%2Fword@db.example.com/igris?sslmode=require"
     shown = command("config", database_url=url, THREADS="7").stdout
     assert re.search(r"^THREADS +7 +in the environment +threads", shown, re.MULTILINE)
     assert re.search(r"^IDEMPOTENCY_DAYS +7 +by default", shown, re.MULTILINE)
     assert "word" not in re.sub("password=", "", shown)
-    values = json.loads(command("config", "--json", database_url=url).stdout)
+    [values] = json_lines(command("config", "--json", database_url=url).stdout)
     assert "password=***" in values["DATABASE_URL"]
     assert "host=db.example.com" in values["DATABASE_URL"]
     assert set(values) == {setting.name for setting in config.SETTINGS}
@@ -238,7 +281,7 @@ def test_the_program_works_from_any_folder(account: Account, tmp_path: Path) -> 
     listed = run("--help")
     assert " import " in listed
     account.post(EVENT)
-    assert json.loads(run("events", "--org", account.org_id, "--json"))["org_id"] == account.org_id
+    assert json.loads(run("events", "--org", account.org_id, "--json"))["receipt"]["organization"] == account.org_id
 
 
 def test_the_version_is_the_same_everywhere() -> None:

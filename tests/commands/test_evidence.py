@@ -400,7 +400,7 @@ def test_a_file_that_was_changed_is_found_also_if_the_trail_is_whole(sealed: Acc
 def test_a_number_of_any_length_is_exported_verified_and_imported(
     account: Account, new_account: Callable[..., Account], tmp_path: Path
 ) -> None:
-    account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e5000}}')
+    account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e5000, "more": "%s"}}' % (b"x" * 50))
     account.execute("UPDATE audit_events SET received_at = '2026-03-01' WHERE org_id = %s", account.org_id)
     seals(account)
     export(account, tmp_path)
@@ -555,8 +555,8 @@ def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_seals(account: Accou
     os.write(terminal, b"y\n")
     shown, _ = process.communicate(timeout=30)
     os.close(terminal)
-    assert b"deleted 3 events received before 2026-03-02T12:00:00Z, and 0 expired" in shown
-    assert b"marked 1 seals as pruned" in shown
+    assert b"deleted 3 events received before 2026-03-02T12:00:00Z, and marked" in shown
+    assert b"marked 1 seal as pruned" in shown
     status, report = verify(account)
     assert (status, report["pruned"], report["wholeEvents"]) == (0, 1, 3)
 
@@ -585,7 +585,7 @@ def test_the_commands_of_the_page_work_as_they_stand(
     shell(exporting)
     digests = [text.split()[0] for text in shell(checking).splitlines()]
     assert digests == [values["DIGEST"], seal]
-    assert shell(verifying).count("acme: whole; 1 seals; 3 events") == 3
+    assert shell(verifying).count("acme: whole; 1 seal; 3 events") == 3
     shell(keeping.splitlines()[0])
     assert seal in (tmp_path / "heads.ndjson").read_text()
 

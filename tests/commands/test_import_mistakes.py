@@ -13,7 +13,7 @@ import pytest
 from commands.importer.records import Record
 from dev.service import PROGRAM
 from tests.commands.importing import events, import_, ndjson, write
-from tests.support import Account, command, igris
+from tests.support import Account, command, igris, json_lines
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_import_is_on_record_and_can_be_undone(new_account: Callable[..., Acc
         assert import_(each, str(file)).returncode == 3
         assert import_(each, str(again)).returncode == 0
     listed = command("imports", "list", "--org", account.org_id, "--json", database_url=account.service.database_url)
-    first, second = json.loads(listed.stdout)
+    first, second = json_lines(listed.stdout)
     assert [first[name] for name in ("file", "read", "stored", "skipped", "rejected")] == [str(file), 1201, 1200, 0, 1]
     assert first["began"] < first["ended"] < second["began"]
     account.execute(

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from commands.init_db import create_or_upgrade
 from dev.service import EVENT, ROOT, TOO_LARGE_A_NUMBER, Service, at_once, set_up, wait_for
 from tests.deploy.test_roles import make_role
-from tests.support import Account, assert_refused, command
+from tests.support import Account, assert_refused, command, json_lines
 
 COORDINATOR = os.environ.get("TEST_CITUS_URL", "")
 pytestmark = [
@@ -125,7 +125,7 @@ def test_the_contract_holds(cluster: Cluster, start_service: Callable[..., Servi
         statuses = [answer.status for answer in at_once(24, lambda _: account.post([EVENT] * 7))]  # noqa: B023
         assert sorted(statuses) == [200] * 12 + [429] * 12
         assert account.count() == account.used() == 97
-        [key] = json.loads(command("keys", "list", org_id, "--json", database_url=cluster.url).stdout)
+        [key] = json_lines(command("keys", "list", org_id, "--json", database_url=cluster.url).stdout)
         assert command("keys", "revoke", str(key["id"]), database_url=cluster.url).returncode == 0
         assert_refused(account.post(EVENT), 401, "Unauthorized")
     assert "Traceback" not in service.output()
@@ -212,7 +212,7 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
             assert counts in done.stdout, done.stderr
     shown = command("events", "--limit", "5", "--json", database_url=cluster.url).stdout
     assert [json.loads(line)["org_id"] for line in shown.splitlines()] == ["initech"] * 5
-    usage = json.loads(command("usage", "--json", database_url=cluster.url).stdout)
+    usage = json_lines(command("usage", "--json", database_url=cluster.url).stdout)
     assert [(row["organization"], row["stored"]) for row in usage] == [
         ("acme", 2501),
         ("globex", 2501),
@@ -220,12 +220,12 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
     ]
     pruned = command("prune", "--before", "0d", database_url=cluster.url)
     assert pruned.stdout.startswith("deleted 7503 events"), pruned.stderr
-    listed = json.loads(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)
+    listed = json_lines(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)
     assert [(each["stored"], each["skipped"]) for each in listed] == [(2500, 0), (0, 2500)]
     assert command("quota", "globex", "unlimited", database_url=cluster.url).returncode == 0
     again = command("import", str(tmp_path / "globex.ndjson"), "--org", "globex", database_url=cluster.url)
     assert "stored 2500, already stored 0" in again.stdout, again.stderr
-    newest = json.loads(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)[-1]
+    newest = json_lines(command("imports", "list", "--org", "globex", "--json", database_url=cluster.url).stdout)[-1]
     undone = command("imports", "undo", str(newest["id"]), "--yes", database_url=cluster.url)
     assert undone.stdout == f"deleted 2500 events of import {newest['id']}\n", undone.stderr
     again = command("import", str(tmp_path / "acme.ndjson"), "--org", "acme", database_url=cluster.url)
@@ -266,7 +266,7 @@ def test_the_trail_can_be_sealed_and_verified(
     assert [len(json.loads(line)["problems"]) for line in found.stdout.splitlines()] == [1, 0]
     deleted = command("organizations", "delete", "acme", "--yes", database_url=cluster.url)
     assert deleted.stdout == "deleted the organization 'acme' and 10 events\n", deleted.stderr
-    listed = json.loads(command("organizations", "list", "--json", database_url=cluster.url).stdout)
+    listed = json_lines(command("organizations", "list", "--json", database_url=cluster.url).stdout)
     assert [row["organization"] for row in listed] == ["globex"]
 
 

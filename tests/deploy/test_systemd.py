@@ -43,7 +43,7 @@ def test_the_units_name_what_is_there() -> None:
         for path in re.findall(r"/opt/igris-ingest/(\S+)", text):
             assert (ROOT / path).exists(), path
         for command in re.findall(r"^ExecStart=\S+/igris-ingest (.+)$", text, re.MULTILINE):
-            assert command in ("prune --before 400d", "seal")
+            assert command in ("prune --before ${PRUNE_BEFORE}", "prune", "seal")
     unit = (ROOT / "deploy/igris-ingest.service").read_text()
     [check] = re.findall(r"^ExecReload=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
     environ = {**os.environ, "DATABASE_URL": "postgresql:///igris"}
@@ -59,11 +59,14 @@ def test_the_units_name_what_is_there() -> None:
 
 def test_the_units_user_is_no_role_of_postgresql() -> None:
     """A system user with a role's name could reach PostgreSQL's socket as that role, without a password."""
-    [owner] = re.findall(r"^DATABASE_URL='postgresql://(\w+):", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    [owner] = re.findall(r"^DATABASE_URL=postgresql://(\w+):", (ROOT / ".env.example").read_text(), re.MULTILINE)
     operations = (ROOT / "docs/operations.md").read_text()
     for name in UNITS:
         text = (ROOT / "deploy" / name).read_text()
         for user in re.findall(r"^User=(.+)$", text, re.MULTILINE):
+            if name == "igris-ingest-backup.service":  # pg_dump reads everything, as PostgreSQL's own user
+                assert user == "postgres"
+                continue
             assert user not in (owner, "igris_web")
             assert re.search(rf"^useradd --system .* {user}$", operations, re.MULTILINE)
     assert "InaccessiblePaths=-/run/postgresql\n" in (ROOT / "deploy/igris-ingest.service").read_text()
