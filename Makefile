@@ -7,10 +7,10 @@ export PORT
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
+run: usable .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
 	@.venv/bin/python -m dev.run
 
-test: .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
+test: usable .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL
 	.venv/bin/python -m pytest -m "not measures" $(if $(TEST_DATABASE_URL),,-n 4 --dist worksteal)
 	.venv/bin/python -m pytest -m measures
 
@@ -52,6 +52,14 @@ bench: .venv/dev ## Measure the service beside others: bench/results.md, bench/r
 	@echo "Installing what tests and checks need into .venv: about 150 MB more, only now."
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
 	@touch $@
+
+# What make can't do, in one line: a folder or .venv of another user, a .venv whose Python has gone or changed.
+.PHONY: usable
+usable:
+	@test -w . || { echo "make: this user can't write here: clone the project into a folder of your own"; exit 1; }
+	@test ! -e .venv || test -w .venv || { echo "make: .venv belongs to another user: remove it, or run as that user"; exit 1; }
+	@test ! -e .venv/python || .venv/bin/python -c 'import pip' 2> /dev/null || \
+		{ echo "make: the Python of .venv has changed: remove .venv"; exit 1; }
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.12")'

@@ -47,7 +47,11 @@ class Worker(ThreadWorker):
             self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
         if req and status == 400:
             return
-        body = json.dumps({"error": error}) + "\n"
+        hint = (
+            "The request is not valid HTTP. Look for a line break in a header, such as a CR at the end of the API key"
+        )
+        details = {"details": [{"field": "", "message": hint}]} if status == 400 else {}
+        body = json.dumps({"error": error, **details}) + "\n"
         head = (
             f"HTTP/1.1 {status} {error}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Request-Id: {request_id}\r\n\r\n"

@@ -6,13 +6,16 @@
     igris.send("tool_call", "generate_report", action="allow", metadata={"rows": 3})
 
 No event is lost while the process lives, and none is stored twice: a batch is sent again under the same Idempotency-Key
-until it is answered. At the end of the process `close` sends what is left.
+until there is a response. Each new error is printed once. An error that no retry can help, such as a certificate that
+doesn't verify, goes to `on_refused`. At the end of the process `close` sends what is left.
 """
 
 import atexit
 import http.client
 import json
 import queue
+import re
+import ssl
 import sys
 import threading
 import time
@@ -58,10 +61,16 @@ class Igris:
         """Begin. `send` waits while `max_waiting` events wait to be sent.
 
         `on_refused` is called with the status, the answer and the batch, as JSON, when sending it again would not help:
-        events of it are invalid, the quota is used up (429), or the key is revoked (401). It is called with 0 for what
-        was not sent `exit_timeout` seconds after the process was to end.
+        events of it are invalid, the quota is used up (429), or the key is revoked (401). It is called with 0 if the
+        request can't be made, and for what was not sent `exit_timeout` seconds after the process was to end. Raises
+        ValueError for a URL or a key that can't be one.
         """
+        if not re.fullmatch(r"https?://[!-~]+", url):
+            raise ValueError("the URL must begin with http:// or https://, and have no spaces")
+        if not re.fullmatch(r"ig_[A-Za-z0-9]{40}", key := key.strip()):
+            raise ValueError("the key must be ig_ and 40 letters and digits")
         self._url = url
+        self._printed: set[str] = set()
         self._headers = {
             "Authorization": f"Bearer {key}",
             "Content-Type": "application/json",
@@ -163,11 +172,21 @@ class Igris:
                 if error.code not in (408, 500, 502, 503, 504) and not is_rate_limit:
                     self._refuse(error.code, error.read().decode(errors="replace"), events)
                     return
-            except (OSError, ValueError, http.client.HTTPException):
-                pass  # there was no answer, or not a whole one: the batch may be stored or not
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                # there was no response, or a part of one: the batch may be stored or not
+                cause = getattr(error, "reason", error)
+                if isinstance(cause, ssl.SSLCertVerificationError | http.client.InvalidURL):
+                    self._refuse(0, str(cause), events)
+                    return
+                self._print_once(str(cause))
             self._give_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         self._refuse(0, "the process ended before it answered", events)
+
+    def _print_once(self, problem: str) -> None:
+        if problem not in self._printed and len(self._printed) < 100:
+            self._printed.add(problem)
+            print(f"igris-ingest can't be reached, trying again: {problem}", file=sys.stderr)
 
     def _refuse(self, status: int, said: str, events: str) -> None:
         try:

@@ -11,7 +11,14 @@ export class IgrisStream extends Writable {
   /** `onRefused` gets an error, and the events that the service refused. */
   constructor(url, key, { onRefused = (error) => console.error("igris-ingest refused events:", error.message) } = {}) {
     super({ decodeStrings: false, highWaterMark: 2 ** 20 });
-    Object.assign(this, { url, key, onRefused });
+    Object.assign(this, { url, key, onRefused, printed: new Set() });
+  }
+
+  printOnce(error) {
+    const problem = error.cause?.message || error.message;
+    if (this.printed.has(problem) || this.printed.size >= 100) return;
+    this.printed.add(problem);
+    console.error("igris-ingest can't be reached, trying again:", problem);
   }
 
   /** Node collects what is written while a batch is on its way, and hands it over at once. */
@@ -20,7 +27,11 @@ export class IgrisStream extends Writable {
     for (let at = 0; at < lines.length; at += BATCH_EVENTS) {
       const events = lines.slice(at, at + BATCH_EVENTS).map(toEvent);
       try {
-        const { details } = await send(this.url, this.key, events, { attempts: Infinity, lenient: true });
+        const { details } = await send(this.url, this.key, events, {
+          attempts: Infinity,
+          lenient: true,
+          onError: (error) => this.printOnce(error),
+        });
         if (details) this.onRefused(new Error(JSON.stringify(details)), events);
       } catch (error) {
         this.onRefused(error, events);

@@ -4,10 +4,17 @@ import { setTimeout as pause } from "node:timers/promises";
 
 const WORTH_ANOTHER_ATTEMPT = new Set([408, 500, 502, 503, 504]);
 
-/** Store events; return the service's answer. Throws if they are refused, or if nobody answers in so many attempts. */
-export async function send(url, key, events, { attempts = 10, lenient = false } = {}) {
+const KEY = /^ig_[A-Za-z0-9]{40}$/;
+const HOPELESS = /^(CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_(GET|VERIFY)_|ERR_TLS_CERT_|ERR_INVALID_URL)/;
+
+/**
+ * Store events; return the service's response. Throws if they are rejected, if the request can't be made, or if there is
+ * no response in so many attempts. `onError` gets each error after which it tries again.
+ */
+export async function send(url, key, events, { attempts = 10, lenient = false, onError = () => {} } = {}) {
+  if (!KEY.test(key.trim())) throw new Error("the key must be ig_ and 40 letters and digits");
   const headers = {
-    Authorization: `Bearer ${key}`,
+    Authorization: `Bearer ${key.trim()}`,
     "Content-Type": "application/json",
     "Idempotency-Key": randomUUID(),
     ...(lenient && { Prefer: "handling=lenient" }),
@@ -26,11 +33,13 @@ export async function send(url, key, events, { attempts = 10, lenient = false } 
       const isRateLimit = answer.status === 429 && answer.headers.has("Retry-After"); // nginx's; the quota's has none
       if (!WORTH_ANOTHER_ATTEMPT.has(answer.status) && !isRateLimit) attempt = Infinity;
     } catch (error) {
-      problem = error; // no answer, or not a whole one
+      problem = error; // no response, or a part of one
+      if (HOPELESS.test(error.code ?? error.cause?.code ?? "")) attempt = Infinity;
     } finally {
       clearTimeout(timeout);
     }
-    if (attempt >= attempts) throw problem;
+    if (attempt >= attempts || attempt === Infinity) throw problem;
+    onError(problem);
     await pause(Math.min(250 * 2 ** attempt, 10_000));
   }
 }

@@ -10,8 +10,8 @@ _WORTH_ANOTHER_ATTEMPT = (408, 500, 502, 503, 504)
 
 
 def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
-    """Store events; return how many. Raises httpx.HTTPError if they are refused or nobody answers."""
-    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}
+    """Store events; return how many. Raises httpx.HTTPError if they are rejected or there is no response."""
+    headers = {"Authorization": f"Bearer {key.strip()}", "Idempotency-Key": str(uuid.uuid4())}
     for attempt in stamina.retry_context(on=_may_help, attempts=10, timeout=None, wait_initial=0.25, wait_max=10):
         with attempt:
             answer = httpx.post(url, json=events, headers=headers, timeout=35)
@@ -26,4 +26,6 @@ def _may_help(error: Exception) -> bool:
         answer = error.response
         is_rate_limit = answer.status_code == 429 and "Retry-After" in answer.headers  # nginx's; the quota's has none
         return answer.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
+        return False  # the URL, a header or the certificate is wrong
     return isinstance(error, httpx.TransportError)

@@ -64,7 +64,7 @@ class Server:
         """Start the server, with a new data directory if there is none. Raises RuntimeError with its log's end."""
         self.data.mkdir(parents=True, exist_ok=True)
         self._own(self.data)
-        _stop_left_over(self.data)
+        self._stop_left_over()
         if not (self.data / "PG_VERSION").exists():
             arguments = ["--auth=trust", "--encoding=UTF8", "--no-locale", "--username=postgres", "-D", str(self.data)]
             if self._run("initdb", *arguments, stdout=subprocess.DEVNULL).wait():
@@ -90,16 +90,24 @@ class Server:
 
     def crash(self) -> None:
         """Kill the server as a failure of the machine would; start() recovers it."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        import psutil  # what tests need, and `make run` does not have
+
+        children = psutil.Process(self.pid).children()
         self._end(signal.SIGKILL)
-        while any(Path(f"/proc/{child}").exists() for child in children):
-            time.sleep(0.01)
+        psutil.wait_procs(children)
 
     def _end(self, how: signal.Signals) -> None:
         if self._process:
             self._process.send_signal(how)
             self._process.wait()
             self._process = None
+
+    def _stop_left_over(self) -> None:
+        """Stop a server on this data whose starter was killed."""
+        lines = _read_pid_file(self.data)
+        if len(lines) > 1 and lines[1] == str(self.data):
+            self._run("pg_ctl", "stop", "--mode=fast", "-D", str(self.data), stdout=subprocess.DEVNULL).wait()
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash, or copied with the data of another
 
     def _is_ready(self) -> bool:
         lines = _read_pid_file(self.data)
@@ -190,19 +198,3 @@ def _read_pid_file(data: Path) -> list[str]:
         return (data / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return []
-
-
-def _stop_left_over(data: Path) -> None:
-    """Stop a server on the same data whose starter was killed."""
-    if not (lines := _read_pid_file(data)):
-        return
-    process = Path(f"/proc/{lines[0]}")
-    try:
-        if str(data).encode() in (process / "cmdline").read_bytes():
-            os.kill(int(lines[0]), signal.SIGINT)
-            while process.exists():
-                time.sleep(0.02)
-            return
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    (data / "postmaster.pid").unlink(missing_ok=True)

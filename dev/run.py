@@ -24,13 +24,34 @@ START_TIMEOUT = 15
 
 
 @contextlib.contextmanager
-def only_one() -> Iterator[None]:
-    with (VAR / "lock").open("w") as lock:
+def only_one(data: Path) -> Iterator[None]:
+    with Path(f"{data}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit("make run: it already runs in this folder")
+            sys.exit(f"make run: it already runs, on the data in {data}")
         yield
+
+
+@contextlib.contextmanager
+def ended_with_this_process(*processes: tuple[int, signal.Signals]) -> Iterator[None]:
+    """Have processes signalled when this one has ended, even by SIGKILL: then the shell finds its input closed."""
+    script = "cat > /dev/null; " + "; ".join(f"kill -{number.value} {pid} 2> /dev/null" for pid, number in processes)
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True) as shell:
+        yield
+        shell.kill()
+
+
+@contextlib.contextmanager
+def written(file: Path, text: str) -> Iterator[None]:
+    """Keep a text in a private file meanwhile."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
+    try:
+        yield
+    finally:
+        file.unlink()
 
 
 def check_port() -> None:
@@ -75,20 +96,22 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
     sys.exit(server.returncode)
 
 
-def serve(database_url: str, data: Path) -> None:
-    os.environ["DATABASE_URL"] = database_url
+def serve(postgresql: postgres.Server) -> None:
+    os.environ["DATABASE_URL"] = postgresql.url
     settings = config.load_settings()
-    with base.connect(database_url) as connection, connection.transaction():
+    with base.connect(postgresql.url) as connection, connection.transaction():
         init_db.create_or_upgrade(connection)
         key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
     server = subprocess.Popen([sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
+    ends = ended_with_this_process((server.pid, signal.SIGTERM), (postgresql.pid, signal.SIGINT))
     try:
-        wait_until_ready(server)
-        print(f"""
-Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {data}, the key in {VAR}/key.
-For commands (`./igris-ingest --help`) and psql:
+        with ends, written(VAR / "database-url", postgresql.url):
+            wait_until_ready(server)
+            print(f"""
+Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {postgresql.data}, the key in {VAR}/key.
+Commands use it from now on, such as ./igris-ingest events. For psql:
 
-export DATABASE_URL='{database_url}'
+psql '{postgresql.url}'
 
 Try, in another terminal:
 
@@ -97,27 +120,33 @@ curl http://127.0.0.1:{PORT}/api/v1/ingest/raw \\
   -H "Content-Type: application/json" \\
   -d '{{"type": "tool_call", "toolName": "generate_report", "metadata": {{"model": "gpt-4o"}}}}'
 """)
-        sys.stdout.flush()
-        server.wait()
+            sys.stdout.flush()
+            server.wait()
     finally:
         server.terminate()
         server.wait()
 
 
 def main() -> None:
-    VAR.mkdir(exist_ok=True)
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), only_one():
-        check_port()
-        server = postgres.Server(postgres.data_folder(VAR))
-        try:
-            server.start()
-            serve(server.url, server.data)
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            server.close()
-    print("stopped")
+    try:
+        VAR.mkdir(exist_ok=True)
+        data = postgres.data_folder(VAR)
+        with contextlib.suppress(KeyboardInterrupt), only_one(data):
+            check_port()
+            server = postgres.Server(data)
+            try:
+                server.start()
+                serve(server)
+            finally:
+                for each in (signal.SIGINT, signal.SIGHUP):
+                    signal.signal(each, signal.SIG_IGN)
+                server.close()
+    except PermissionError as error:
+        sys.exit(f"make run: {error.filename} can't be written by this user")
+    with contextlib.suppress(OSError):  # the terminal may have gone
+        print("stopped")
 
 
 if __name__ == "__main__":

