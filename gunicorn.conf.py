@@ -6,6 +6,7 @@ import os
 import resource
 import runpy
 import secrets
+import ssl
 import traceback
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _PARSE_ERRORS = {
     LimitRequestLine: (414, "URI too long"),
     LimitRequestHeaders: (431, "Request header fields too large"),
     ParseException: (400, "Bad request"),
+    ssl.SSLError: (400, "Bad request"),
     Exception: (500, "Internal server error"),
 }
 

@@ -156,10 +156,12 @@ def measured_on(url: str) -> str:
     """Return a sentence with the date and the machine."""
     with psycopg.connect(url) as connection:
         version = connection.info.parameter_status("server_version")
-    model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0] or model
     return (
         f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores ({model}), "
-        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, PostgreSQL {version} with its "
+        f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, PostgreSQL {version} with its "
         "default settings. The load, the service and PostgreSQL share the cores."
     )
 

@@ -18,6 +18,9 @@ from dev.service import ROOT, Service
 from storage import SCHEMA_VERSION, Storage
 from tests.support import Account
 
+# Debian's users don't have the folder of nginx and pgbouncer in their PATH.
+os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+
 # The end of a run by SIGTERM is that of one by Ctrl-C: fixtures stop what they have started.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 

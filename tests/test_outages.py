@@ -4,14 +4,19 @@ import contextlib
 import itertools
 import os
 import random
+import secrets
 import select
+import shutil
 import signal
 import socket
+import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -192,6 +197,35 @@ def test_when_all_connections_are_taken_it_says_so(
     own_account.execute("ALTER ROLE crowded CONNECTION LIMIT 1")
     service = start_service(make_conninfo(own_server.url, user="crowded"), WEB_CONCURRENCY=1)
     assert {service.post(EVENT, own_account.key).status for _ in range(20)} == {200}  # whichever thread serves it
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="needs root, to make a small disk")
+def test_a_full_disk_is_reported_until_there_is_room(start_service: Callable[..., Service]) -> None:
+    disk = Path(tempfile.mkdtemp())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140m", "none", disk], check=True)
+    server = postgres.Server(disk / "data")
+    try:
+        server.start()
+        account = Account(start_service(server.url, WEB_CONCURRENCY=1), "acme", set_up(server.url, "acme", None))
+        assert account.post(EVENT).status == 200
+        # what compresses badly, and is not all stored in the row
+        large = {**EVENT, "metadata": {"noise": secrets.token_hex(2_000_000)}}
+        filler = disk / "filler"
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(bytes(free - 8 * 2**20))
+        statuses = [account.post(large).status for _ in range(8)]
+        assert set(statuses[-2:]) == {503}
+        ready = account.service.get("/readyz")
+        assert (ready.status, ready.json["reason"]) == (503, "PostgreSQL has no room on its disk")
+        acknowledged = 1 + statuses.count(200)
+        filler.unlink()
+        wait_for(lambda: account.post(EVENT).status == 200)
+        assert account.service.get("/readyz").status == 200
+        assert account.count() == account.used() == acknowledged + 1
+    finally:
+        server.close()
+        subprocess.run(["umount", "--lazy", disk], check=True)
+        disk.rmdir()
 
 
 def test_clients_that_leave_in_the_middle_are_forgotten(account: Account) -> None:

@@ -74,6 +74,23 @@ def test_what_is_copied_is_enough_to_serve(
     assert subprocess.run(check, env={"PORT": str(service.port)}, check=False, capture_output=True).returncode != 0
 
 
+def test_the_procfile_serves_as_a_platform_calls_it(
+    create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A platform gives PORT and DATABASE_URL, and connects from another address than 127.0.0.1."""
+    url = create_database()
+    environ = {"DATABASE_URL": url, "PATH": f"{BIN}:/usr/bin:/bin", "PORT": str(free_port())}
+    lines = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+    subprocess.run(lines["release"], shell=True, cwd=ROOT, env=environ, check=True, capture_output=True)
+    service = Service(url, tmp_path_factory.mktemp("log") / "log")
+    service.command, service.environ = ["sh", "-c", f"exec env {lines['web']}"], environ
+    service.url = f"http://127.0.0.2:{environ['PORT']}"
+    try:
+        assert service.start().get("/healthz").status == 200
+    finally:
+        service.stop()
+
+
 def test_every_setting_reaches_the_container() -> None:
     services = COMPOSE["services"]
     environment = {**services["service"]["environment"], **services["commands"]["environment"]}

@@ -16,7 +16,8 @@ from dev.service import EVENT, ROOT, Service, set_up
 from tests.deploy.test_roles import make_role
 from tests.support import Account, command, igris
 
-QUESTIONS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+QUESTIONS = re.findall(r"```sql\n(.*?)```", OPERATIONS, re.DOTALL)
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_the_questions_of_the_documentation_have_answers(own_account: Account) -
     [(org_id, used, monthly_quota, percent, expected)] = quota
     assert (org_id, used, monthly_quota, percent) == ("acme", 8, 100, 8)
     assert expected >= 7
+
+
+def test_events_that_can_not_be_read_are_found(own_account: Account) -> None:
+    [query] = re.findall(r"## Events that can't be read.*?```\n(.*?)```", OPERATIONS, re.DOTALL)
+    own_account.execute("""
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        SELECT 'acme', 'custom', 'x', 'log', now(), jsonb_build_object('a', jsonb_agg(1e131071)), now()
+        FROM generate_series(1, 200)
+    """)
+    assert [row[1] for row in own_account.execute(query.replace("%", "%%"))] == [9]
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from dev.service import BIN, EVENT, ROOT, TOO_LARGE_A_NUMBER, Service, wait_for
 from tests.support import Account
@@ -124,3 +125,37 @@ def test_a_stop_under_load_cuts_off_no_answer(
         sender.join()
     assert set(stored) == {200}
     assert account.count() == len(stored)
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_gunicorns_own_tls_works(account: Account, start_service: Callable[..., Service], tmp_path: Path) -> None:
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        *files,
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    service = Service(account.service.database_url, tmp_path / "log")
+    service.command[2] += f" --certfile {tmp_path}/cert --keyfile {tmp_path}/key"
+    service.url = f"https://localhost:{service.port}"
+    service.http = urllib3.PoolManager(ca_certs=str(tmp_path / "cert"), retries=False, timeout=30)
+    try:
+        assert service.start().post(EVENT, account.key).status == 200
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.recv(1000)  # no TLS
+        assert service.get("/healthz").status == 200
+    finally:
+        service.stop()
+    assert "Traceback" not in service.output()
