@@ -161,8 +161,8 @@ def measured_on(url: str) -> str:
         model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0] or model
     return (
         f"Measured on {datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores ({model}), "
-        f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, PostgreSQL {version} with its "
-        "default settings. The load, the service and PostgreSQL share the cores."
+        f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, PostgreSQL "
+        f"{version} with its default settings. The load, the service and PostgreSQL share the cores."
     )
 
 
