@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import Blueprint, Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
@@ -30,13 +30,6 @@ IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0
 ingest = Blueprint("ingest", __name__)
 
 
-class RequestHeaders(NamedTuple):
-    is_ndjson: bool
-    is_gzip: bool
-    is_lenient: bool  # `Prefer: handling=lenient`
-    idempotency_key: str | None
-
-
 @ingest.before_request
 def authenticate() -> None:
     """Find the request's API key, before any of its body is read. Raises Unauthorized and Unavailable."""
@@ -54,31 +47,31 @@ def ingest_raw() -> Response:
 
     With `Prefer: handling=lenient` the valid events are stored, and the response lists the invalid ones.
     """
-    headers, settings = parse_headers(), current_app.config
-    data = body.read(request.environ, settings["MAX_BODY_BYTES"], gzip=headers.is_gzip)
-    batch = schemas.parse_batch(
-        data, settings["MAX_BATCH_EVENTS"], settings["MAX_BODY_VALUES"], ndjson=headers.is_ndjson
-    )
+    environ, settings = request.environ, current_app.config
+    is_ndjson, is_gzip, key, is_lenient = body.is_ndjson(environ), body.is_gzip(environ), idempotency_key(), lenient()
+    data = body.read(environ, settings["MAX_BODY_BYTES"], gzip=is_gzip)
+    batch = schemas.parse_batch(data, settings["MAX_BATCH_EVENTS"], settings["MAX_BODY_VALUES"], ndjson=is_ndjson)
     g.access_line["rejected"] = len(batch.events)  # until they are stored
-    if batch.error_counts and not headers.is_lenient:
+    if batch.error_counts and not is_lenient:
         raise schemas.ValidationFailed(batch.details(), len(batch.events))
-    result = current_storage().store(g.api_key, storable(batch, data, headers))
-    return success_response(batch, result, headers)
+    # the same bytes can be other events
+    fingerprint = hashlib.sha256((b"ndjson" if is_ndjson else b"") + data).digest() if key else None
+    text = json_text.storable_text(batch.text)
+    events = storage.EventBatch(text, batch.valid, len(batch.events), key, fingerprint)
+    return success_response(batch, current_storage().store(g.api_key, events), is_lenient)
 
 
-def parse_headers() -> RequestHeaders:
-    """Check the headers, before the body is read. Raises UnsupportedMediaType and ValidationFailed."""
-    environ = request.environ
-    is_ndjson, is_gzip = body.is_ndjson(environ), body.is_gzip(environ)
-    key = environ.get("HTTP_IDEMPOTENCY_KEY")
-    match = None if key is None else IDEMPOTENCY_KEY.fullmatch(key)
-    if key is not None and not match:
-        message = "Must be 1 to 255 printable ASCII characters, quoted or bare"
-        raise schemas.ValidationFailed([{"field": "Idempotency-Key", "message": message}], 0)
-    return RequestHeaders(is_ndjson, is_gzip, prefers_lenient(), match and (match["quoted"] or match["bare"]))
+def idempotency_key() -> str | None:
+    """Return the Idempotency-Key, if the request has one. Raises ValidationFailed."""
+    if (sent := request.environ.get("HTTP_IDEMPOTENCY_KEY")) is None:
+        return None
+    if match := IDEMPOTENCY_KEY.fullmatch(sent):
+        return match["quoted"] or match["bare"]
+    message = "Must be 1 to 255 printable ASCII characters, quoted or bare"
+    raise schemas.ValidationFailed([{"field": "Idempotency-Key", "message": message}], 0)
 
 
-def prefers_lenient() -> bool:
+def lenient() -> bool:
     """Return whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
     sent = request.environ.get("HTTP_PREFER")
     for preference in parse_list_header(sent.lower()) if sent else ():
@@ -88,17 +81,7 @@ def prefers_lenient() -> bool:
     return False
 
 
-def storable(batch: schemas.Batch, data: bytes, headers: RequestHeaders) -> storage.EventBatch:
-    """Return the valid events, with the idempotency key if the request has one."""
-    fingerprint = None
-    if headers.idempotency_key:
-        media_type = b"ndjson" if headers.is_ndjson else b""  # the same bytes can be other events
-        fingerprint = hashlib.sha256(media_type + data).digest()
-    text = json_text.storable_text(batch.text)
-    return storage.EventBatch(text, batch.valid, len(batch.events), headers.idempotency_key, fingerprint)
-
-
-def success_response(batch: schemas.Batch, result: storage.StoreResult, headers: RequestHeaders) -> Response:
+def success_response(batch: schemas.Batch, result: storage.StoreResult, is_lenient: bool) -> Response:
     rejected = len(batch.events) - result.ingested
     g.access_line |= {"ingested": 0 if result.replayed else result.ingested, "rejected": rejected}
     content: dict[str, Any] = {
@@ -108,7 +91,7 @@ def success_response(batch: schemas.Batch, result: storage.StoreResult, headers:
     if rejected:
         content["details"] = batch.details()
     response = json_response(content)
-    if headers.is_lenient:
+    if is_lenient:
         response.headers.add("Preference-Applied", "handling=lenient")
     if result.replayed:
         response.headers.add("Idempotency-Replayed", "true")
@@ -123,12 +106,10 @@ def current_storage() -> storage.Storage:
 
 
 def healthz() -> Response:
-    """Respond while the process runs, whether or not PostgreSQL is available."""
     return json_response({"status": "ok", "version": config.VERSION})
 
 
 def readyz() -> Response:
-    """Respond 200 if events can be stored: PostgreSQL responds, takes writes and has the schema."""
     try:
         current_storage().check_ready()
     except database_errors.Unavailable as error:

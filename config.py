@@ -27,8 +27,7 @@ def _database_url(text: str) -> str:
     """Return a connection URL or string of PostgreSQL. Raises ValueError, which repeats no part of a password."""
     import psycopg.conninfo  # here, so that this module can be read without the driver
 
-    text = text.strip()
-    if text[:1] in ("'", '"'):
+    if (text := text.strip())[:1] in ("'", '"'):
         raise ValueError("begins with a quote: write it without quotes")
     if (scheme := re.match(r"[a-z0-9+:.]*(?=://)", text)) and scheme[0] not in ("postgresql", "postgres"):
         raise ValueError(f"begins with {scheme[0]}://; write postgresql://")
@@ -36,9 +35,10 @@ def _database_url(text: str) -> str:
         given = psycopg.conninfo.conninfo_to_dict(text)
         int(given.get("connect_timeout") or 0)
         # where a password is not percent-encoded, a part of it ends up in one of these, and in messages of libpq's
-        if not re.fullmatch(r"[0-9,]*", str(given.get("port") or "")):
-            raise ValueError
-        if "@" in f"{given.get('host')}{given.get('dbname')}":
+        if (
+            not re.fullmatch("[0-9,]*", f"{given.get('port', '')}")
+            or "@" in f"{given.get('host')}{given.get('dbname')}"
+        ):
             raise ValueError
     except (psycopg.Error, ValueError) as error:
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))

@@ -1,7 +1,4 @@
-"""Connect to PostgreSQL: timeouts, the connections of a web worker, and whether PostgreSQL is available.
-
-database_errors.py has the meaning of PostgreSQL's errors.
-"""
+"""Connect to PostgreSQL: timeouts, the connections of a web worker, and whether PostgreSQL is available."""
 
 import json
 import logging
@@ -43,11 +40,8 @@ SESSION_SETTINGS = {
 
 def timeout_settings(lock_timeout: float) -> dict[str, str]:
     """Return the PostgreSQL settings that bound a statement. `lock_timeout` is in seconds."""
-    return {
-        "lock_timeout": f"{lock_timeout:g}s",
-        "statement_timeout": f"{STATEMENT_TIMEOUT}s",
-        "idle_in_transaction_session_timeout": f"{STATEMENT_TIMEOUT}s",
-    }
+    statement = dict.fromkeys(("statement_timeout", "idle_in_transaction_session_timeout"), f"{STATEMENT_TIMEOUT}s")
+    return {"lock_timeout": f"{lock_timeout:g}s", **statement}
 
 
 def conninfo(database_url: str) -> str:
@@ -75,24 +69,23 @@ def set_up_session(connection: Connection, settings: dict[str, str]) -> None:
 class TimeoutConnection(psycopg.Connection[Any]):
     """A connection that waits RESPONSE_TIMEOUT for PostgreSQL: a server that hangs obeys no statement_timeout."""
 
+    prepares = True
+    is_prepared = False  # the statement of `call`
     is_hung = False  # PostgreSQL did not respond in time, and the connection is closed
-    prepares: bool
-    prepared: set[bytes]  # the statements that `call` has prepared
 
     @classmethod
     def open(cls, database_url: str, lock_timeout: float, *, prepare: bool = True) -> "TimeoutConnection":
         """Open a connection on which each statement is a transaction. `lock_timeout` is in seconds.
 
-        Without `prepare`, `call` prepares no statement. Raises psycopg.Error.
+        `prepare` is for `call`. psycopg prepares nothing, or its rollbacks would deallocate that. Raises psycopg.Error.
         """
-        # psycopg prepares nothing: at a rollback it would deallocate what `call` has prepared, too
         connection = cls.connect(conninfo(database_url), autocommit=True, prepare_threshold=None)
         set_up_session(connection, timeout_settings(lock_timeout))
-        connection.prepares, connection.prepared = prepare, set()
+        connection.prepares = prepare
         return connection
 
     def call(self, statement: bytes, parameters: Sequence[bytes | None]) -> list[bytes | None]:
-        """Execute a statement that returns one row, and return its values. All values are PostgreSQL's texts.
+        """Execute a statement, always the same, that returns one row; return its values as PostgreSQL's texts.
 
         The statement has $1 and so on for the parameters. A psycopg.RawCursor takes 60 to 100 us more of CPU: at one
         event, 5% to 10% fewer requests a second (2026-11-28). Raises psycopg.Error.
@@ -100,12 +93,11 @@ class TimeoutConnection(psycopg.Connection[Any]):
         if not self.prepares:
             self.pgconn.send_query_params(statement, parameters)
         else:
-            name = b"call%x" % hash(statement)
-            if name not in self.prepared:
-                self.pgconn.send_prepare(name, statement)
+            if not self.is_prepared:
+                self.pgconn.send_prepare(b"call", statement)
                 self._result()
-                self.prepared.add(name)
-            self.pgconn.send_query_prepared(name, parameters)
+                self.is_prepared = True
+            self.pgconn.send_query_prepared(b"call", parameters)
         result = self._result()
         return [result.get_value(0, column) for column in range(result.nfields)]
 
@@ -127,19 +119,16 @@ class TimeoutConnection(psycopg.Connection[Any]):
             raise
 
     def is_usable(self) -> bool:
-        """Return whether the idle connection is open, as far as can be known without asking PostgreSQL; else close it.
+        """Return whether the idle connection is open, as far as can be known without asking PostgreSQL.
 
         If that were noticed only on use, the service could not tell whether the statement ran.
         """
         try:
             self.pgconn.consume_input()  # what PostgreSQL sent last
             self.pgconn.consume_input()  # that it has closed the connection
-            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
-                return True
+            return self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
         except psycopg.OperationalError:
-            pass
-        self.close()
-        return False
+            return False
 
 
 class Slot:
@@ -201,8 +190,10 @@ class Database:
         return False
 
     def _connect(self, slot: Slot) -> TimeoutConnection:
-        if slot.connection and slot.connection.is_usable():
-            return slot.connection
+        if slot.connection:
+            if slot.connection.is_usable():
+                return slot.connection
+            slot.connection.close()
         try:
             slot.connection = TimeoutConnection.open(self._url, slot.lock_timeout, prepare=self._prepare)
         except psycopg.Error:

@@ -1,7 +1,4 @@
-"""What PostgreSQL's errors mean: the exceptions of the service, and the SQLSTATEs behind each.
-
-The response 503 is an `Unavailable`, and the table here has its reasons.
-"""
+"""What PostgreSQL's errors mean: each SQLSTATE's exception. An `Unavailable` is a 503."""
 
 import re
 from typing import NoReturn
@@ -12,10 +9,7 @@ from json_text import InvalidJSON
 
 
 class Unavailable(Exception):
-    """PostgreSQL can't be reached, or can't store now: try again later.
-
-    The first argument is a reason that strangers may read. The second, if there is one, is PostgreSQL's message.
-    """
+    """PostgreSQL can't store now. The arguments are a reason that strangers may read, and PostgreSQL's message."""
 
 
 class OutOfMemory(Unavailable):
@@ -29,8 +23,6 @@ class NoRoom(Unavailable):
 
 
 _UNREACHABLE = (Unavailable, "PostgreSQL can't be reached")
-_NO_SCHEMA = (Unavailable, "the schema is missing or of another version: run init-db")
-_NOT_PREPARED = (Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off")
 _CANT_STORE = (Unavailable, "PostgreSQL can't store this now")
 _ITS_MESSAGE = (InvalidJSON, None)  # the reason is PostgreSQL's primary message
 
@@ -45,8 +37,13 @@ _BY_SQLSTATE: dict[str, tuple[type[Exception], str | None]] = {
     "53100": (NoRoom, NoRoom.reason),
     "25006": (Unavailable, "the database is read-only"),
     "42501": (Unavailable, "the database role lacks a privilege"),
-    **dict.fromkeys(("26000", "42P05"), _NOT_PREPARED),
-    **dict.fromkeys(("42P01", "42883", "42703", "3F000"), _NO_SCHEMA),
+    **dict.fromkeys(
+        ("26000", "42P05"), (Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off")
+    ),
+    **dict.fromkeys(
+        ("42P01", "42883", "42703", "3F000"),
+        (Unavailable, "the schema is missing or of another version: run init-db"),
+    ),
 }
 _BY_CLASS: dict[str, tuple[type[Exception], str | None]] = {
     "42": (RuntimeError, None),  # a statement of ours is wrong
@@ -56,10 +53,7 @@ _BY_CLASS: dict[str, tuple[type[Exception], str | None]] = {
 
 
 def raise_translated(error: psycopg.Error) -> NoReturn:
-    """Raise what a driver's error means to the rest of the program.
-
-    Only the primary message of PostgreSQL is repeated: its details and contexts quote the client's data.
-    """
+    """Raise what a driver's error means, with PostgreSQL's primary message alone: its details quote the data."""
     message = error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
     if error.sqlstate:
         kind, reason = _BY_SQLSTATE.get(error.sqlstate) or _BY_CLASS.get(error.sqlstate[:2], _CANT_STORE)

@@ -9,6 +9,7 @@ import secrets
 import ssl
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
@@ -20,15 +21,6 @@ _config = runpy.run_path(str(Path(__file__).with_name("config.py")))
 _settings = _config["load_settings"]()
 # Else a name server that doesn't respond holds a request for longer than PostgreSQL may. glibc reads it.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
-_max_open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-_PARSE_ERRORS = {
-    LimitRequestLine: (414, "URI too long"),
-    LimitRequestHeaders: (431, "Request header fields too large"),
-    ParseException: (400, "Bad request"),
-    ssl.SSLError: (400, "Bad request"),
-    Exception: (500, "Internal server error"),
-}
 
 
 class Worker(ThreadWorker):
@@ -37,23 +29,26 @@ class Worker(ThreadWorker):
     log: Any
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Respond to invalid HTTP with JSON. The log gets the kind of the error, without the client's words.
-
-        An API key can stand in the header line that could not be parsed. If `req` could be parsed, and the rest of its
-        body can't, its response has been sent already.
-        """
-        status, error = next(response for kind, response in _PARSE_ERRORS.items() if isinstance(exc, kind))
+        """Respond to invalid HTTP with JSON. The log gets only the kind of the error: the words may hold an API key."""
+        status, error, hint = 500, "Internal server error", ""
+        if isinstance(exc, LimitRequestLine):
+            status, error = 414, "URI too long"
+        elif isinstance(exc, LimitRequestHeaders):
+            status, error = 431, "Request header fields too large"
+        elif isinstance(exc, ParseException | ssl.SSLError):
+            status, error, hint = (
+                400,
+                "Bad request",
+                "Is there a line break in a header, such as a CR behind the API key?",
+            )
+        else:
+            self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
         request_id = secrets.token_hex(16)
         self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
-        if status == 500:
-            self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
         if req and status == 400:
-            return
-        hint = (
-            "The request is not valid HTTP. Look for a line break in a header, such as a CR at the end of the API key"
-        )
-        details = {"details": [{"field": "", "message": hint}]} if status == 400 else {}
-        body = json.dumps({"error": error, **details}) + "\n"
+            return  # the rest of a body can't be parsed: the request has its response already
+        content = {"error": error} | ({"details": [{"field": "", "message": hint}]} if hint else {})
+        body = json.dumps(content) + "\n"
         head = (
             f"HTTP/1.1 {status} {error}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Request-Id: {request_id}\r\n\r\n"
@@ -65,26 +60,15 @@ class Worker(ThreadWorker):
         self.handle_exit(sig, frame)
 
 
-class CachedConfig:
-    """gunicorn's settings, each looked up once: gunicorn looks up some thirty for each request, and slowly."""
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.__dict__[name] = getattr(self._config, name)
-        return value
-
-
 worker_class = Worker
 bind = f"{_settings['HOST']}:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
 # A worker that runs out of files ends. Besides its clients it has a connection to PostgreSQL for each thread.
-worker_connections = max(threads + 1, min(1000, _max_open_files - threads - 64))
+worker_connections = max(threads + 1, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - threads - 64))
 keepalive = 75  # longer than a proxy keeps idle connections, else it sends into one that was just closed: a 502
 accesslog = None  # logs.py writes a line for each request
-loglevel = "warning"  # until the hooks below set up the log. With `logconfig_dict`, gunicorn makes access lines.
+loglevel = "warning"  # until on_reload sets up the log. With `logconfig_dict`, gunicorn makes access lines.
 statsd_host = _settings["STATSD_HOST"]
 statsd_prefix = "igris"
 control_socket_disable = True
@@ -104,8 +88,7 @@ def on_reload(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    worker.cfg = CachedConfig(worker.cfg)
-    # A batch's JSON is thousands of objects without a cycle: so the garbage collector runs rarely.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    # gunicorn looks up some thirty settings for each request, and slowly
+    names = [*worker.cfg.settings, *(name for name in dir(worker.cfg) if not name.startswith("_"))]
+    worker.cfg = SimpleNamespace(**{name: getattr(worker.cfg, name) for name in names})
+    gc.freeze()  # the application's own objects stay

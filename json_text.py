@@ -35,12 +35,10 @@ def check_value_count(texts: list[bytes], max_values: int) -> None:
     Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each. The first two
     counts are quick, and never too low: the exact one is made only if both pass the limit.
     """
-    if (
-        sum(map(len, texts)) > max_values
-        and sum(map(_count_values, texts)) > max_values
-        and sum(_count_values(_outside_strings(text)) for text in texts) > max_values
-    ):
-        raise TooLarge(f"The body must have at most {max_values} JSON values")
+    for count in (len, _count_values, lambda text: _count_values(_outside_strings(text))):
+        if sum(map(count, texts)) <= max_values:
+            return
+    raise TooLarge(f"The body must have at most {max_values} JSON values")
 
 
 def _count_values(text: bytes) -> int:
@@ -54,12 +52,11 @@ def _outside_strings(text: bytes) -> bytes:
 class Parser:
     """Parses the JSON texts of a body, which share a limit for the sum of exponents.
 
-    Python's parser accepts NaN and Infinity, which are rejected here. Its limits are ours: about a thousand levels of
-    nesting, and 4,300 digits of an integer.
+    Python's limits count: about a thousand levels of nesting, and 4,300 digits of an integer. With `hints`, an error
+    says what an HTTP client can change.
     """
 
     def __init__(self, *, hints: bool = False) -> None:
-        """With `hints`, an error says what an HTTP client can change."""
         self._hints = hints
         self._bytes = self._exponent_sum = 0
 

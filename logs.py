@@ -77,12 +77,11 @@ def begin_line() -> None:
     }
 
 
-def line_as_text(line: dict[str, Any]) -> str:
-    path, error = line["path"] or "(no such path)", f" {line['error']}" if line["error"] else ""
-    text = f"{line['time'][11:19]} {line['method']} {path} {line['status']}{error} in {line['ms']} ms"
-    if line["organization"]:
-        text += f", {line['organization']}: {line['ingested']} stored, {line['rejected']} rejected"
-    return text
+def as_text(line: dict[str, Any]) -> str:
+    error, organization = (f" {line[name]}" if line[name] else "" for name in ("error", "organization"))
+    text = f"{line['time'][11:19]} {line['method']} {line['path'] or '(no such path)'} {line['status']}{error}"
+    events = f",{organization}: {line['ingested']} stored, {line['rejected']} rejected" if organization else ""
+    return f"{text} in {line['ms']} ms{events}"
 
 
 def add_request_id(record: logging.LogRecord) -> bool:
@@ -102,7 +101,7 @@ def init_app(app: Flask, level: str) -> None:
         response.headers.add("X-Request-Id", line["requestId"])
         ms = round((time.perf_counter() - g.began) * 1000, 2)
         line |= {"status": response.status_code, "ms": ms, "lostLines": output.lost}
-        output.write((line_as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
+        output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
         return response
 
     app.before_request(begin_line)

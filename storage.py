@@ -1,8 +1,4 @@
-"""Store events: what requests ask of PostgreSQL, each request in one transaction.
-
-The statements that store are the function store_events_v1 in schema.sql. database.py connects to PostgreSQL, and
-database_errors.py says what its errors mean.
-"""
+"""Store events: what requests ask of PostgreSQL, each in one transaction. schema.sql has the function that stores."""
 
 import hashlib
 from dataclasses import dataclass
@@ -26,10 +22,7 @@ class Unauthorized(Exception):
 
 
 class QuotaExceeded(Exception):
-    """The events don't fit in what is left of the month's quota.
-
-    The arguments are how many would fit, and when the quota begins anew, as ISO 8601.
-    """
+    """The events don't fit in the month's quota. The arguments are how many would, and when it begins anew."""
 
 
 class KeyReused(Exception):
@@ -99,7 +92,7 @@ class Storage:
     def identify(self, key: str) -> ApiKey:
         """Return the id and organization of a key, from memory if it was seen before. Raises Unauthorized.
 
-        The key may have been revoked since. `store` checks that. A caller that rejects a request calls `authenticate`.
+        The key may have been revoked since: `store` checks that, and a caller that rejects calls `authenticate`.
         """
         return self._seen_keys.get(key_hash(key)) or self.authenticate(key)
 
@@ -152,12 +145,9 @@ class Storage:
 
 def check_schema_version(version: int | None) -> None:
     """Raise Unavailable unless a database's schema is the program's. None: there is no schema."""
-    if version is None or version < SCHEMA_VERSION:
-        raise Unavailable(f"the schema has version {version or 0}, and the program needs {SCHEMA_VERSION}: run init-db")
-    if version > SCHEMA_VERSION:
-        raise Unavailable(
-            f"the schema has version {version}, newer than the program's {SCHEMA_VERSION}: upgrade the program"
-        )
+    if version != SCHEMA_VERSION:
+        remedy = "upgrade the program" if version and version > SCHEMA_VERSION else "run init-db"
+        raise Unavailable(f"the schema has version {version or 0}, and the program {SCHEMA_VERSION}: {remedy}")
 
 
 def key_hash(key: str) -> bytes:
@@ -165,16 +155,11 @@ def key_hash(key: str) -> bytes:
 
 
 def call_store_events(
-    connection: TimeoutConnection,
-    org_id: str,
-    api_key_id: int | None,
-    batch: EventBatch,
-    idempotency_days: int | None,
+    connection: TimeoutConnection, org_id: str, api_key_id: int | None, batch: EventBatch, idempotency_days: int | None
 ) -> StoreResult:
-    """Store a batch as `Storage.store` does, on a connection in autocommit mode.
+    """Store a batch as `Storage.store` does, on a connection in autocommit mode. Raises psycopg.Error, too.
 
-    A command has no API key. `idempotency_days` None keeps the idempotency key for ever. Raises psycopg.Error beside
-    the exceptions of `Storage.store`: see database_errors.raise_translated.
+    A command has no API key. `idempotency_days` None keeps the idempotency key for ever.
     """
     indexes = None if len(batch.valid) == batch.size else f"{{{','.join(map(str, batch.valid))}}}"
     count, key = len(batch.valid), batch.idempotency_key

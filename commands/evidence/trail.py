@@ -149,11 +149,12 @@ class Filters:
 def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of Filters, but for the organization, to a command."""
     fields: dict[str, Any] = Event().fields
+    actions, types = (click.Choice(fields[name].validators[0].values) for name in ("action", "type"))
     for option in (
         click.option("--key", type=click.IntRange(1, 2**63 - 1), metavar="ID", help="Sent with this API key."),
-        click.option("--action", type=click.Choice(fields["action"].values), help="Of this action."),
+        click.option("--action", type=actions, help="Of this action."),
         click.option("--tool", type=Name(), help="Of this toolName."),
-        click.option("--type", type=click.Choice(fields["type"].values), help="Of this type."),
+        click.option("--type", type=types, help="Of this type."),
         click.option("--until", type=Moment(), help="Received before."),
         click.option("--since", type=Moment(), help="Received from then on: 2026-03-01 (in UTC) or 30d (days ago)."),
     ):
