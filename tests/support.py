@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ class LockedUsageRow:
 
     def __exit__(self, *_: object) -> None:
         self.blocker.close()
+
+
+def latencies(account: Account, requests: int) -> list[float]:
+    """Stores events one by one; returns the seconds that each took, ascending."""
+    seconds = []
+    for _ in range(requests):
+        began = time.monotonic()
+        assert account.post(EVENT).status == 200
+        seconds.append(time.monotonic() - began)
+    return sorted(seconds)
 
 
 def json_lines(text: str) -> list[Any]:

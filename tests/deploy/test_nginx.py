@@ -21,7 +21,7 @@ import pytest
 import config
 from dev.bodies import WORST
 from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, free_port, wait_for
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_refused, latencies
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
 
@@ -247,17 +247,13 @@ def test_one_key_with_large_bodies_leaves_threads_to_others(
     senders = [threading.Thread(target=send, args=[number]) for number in range(60)]
     for sender in senders:
         sender.start()
-    latencies = []
     wait_for(lambda: 429 in statuses)
-    for _ in range(20):
-        began = time.monotonic()
-        assert other.post(EVENT).status == 200
-        latencies.append(time.monotonic() - began)
+    median = latencies(other, 20)[10]
     over.set()
     for sender in senders:
         sender.join()
     assert set(statuses) == {200, 429}
-    assert sorted(latencies)[10] < 1
+    assert median < 1
     assert account.count() == account.used() == statuses.count(200)
 
 
