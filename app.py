@@ -34,7 +34,7 @@ ingest = Blueprint("ingest", __name__)
 def authenticate() -> None:
     """Find the request's API key, before any of its body is read. Raises Unauthorized and Unavailable."""
     scheme, _, key = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    g.key = key.strip() if scheme.lower() == "bearer" else ""
+    g.key = key.strip(" \t") if scheme.lower() == "bearer" else ""
     if not API_KEY.fullmatch(g.key):
         raise storage.Unauthorized
     g.api_key = current_storage().identify(g.key)

@@ -138,6 +138,10 @@ class Slot:
         self.lock_timeout = lock_timeout
         self.connection: TimeoutConnection | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self.connection is not None and not self.connection.closed
+
 
 class Database:
     """The connections of a web worker, one for each thread, in autocommit mode.
@@ -149,6 +153,7 @@ class Database:
     def __init__(self, url: str, threads: int, *, prepare: bool) -> None:
         self._url = url
         self._prepare = prepare
+        # the last one is taken: so the first is the impatient one, and slots without a connection come next
         self._free = [Slot(SHORT_LOCK_TIMEOUT), *(Slot(LOCK_TIMEOUT) for _ in range(threads - 1))]
         self._is_down = False  # PostgreSQL could not be reached, or did not respond
         self._last_response = 0.0
@@ -157,7 +162,10 @@ class Database:
     @contextmanager
     def connection(self) -> Iterator[TimeoutConnection]:
         """Lend a connection. Raises Unavailable, and what `raise_translated` raises."""
-        slot = self._free.pop()
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            raise Unavailable("no connection came free") from None
         is_attempt = False
         try:
             is_attempt = self._is_down and self._begin_attempt()
@@ -172,7 +180,12 @@ class Database:
         finally:
             if is_attempt:
                 self._attempt.release()
-            self._free.insert(0 if slot.lock_timeout == SHORT_LOCK_TIMEOUT else len(self._free), slot)
+            if slot.lock_timeout == SHORT_LOCK_TIMEOUT:
+                self._free.insert(0, slot)
+            elif slot.is_open:
+                self._free.append(slot)
+            else:
+                self._free.insert(1, slot)
 
     def close(self) -> None:
         """Close the free connections."""
@@ -196,8 +209,9 @@ class Database:
             slot.connection.close()
         try:
             slot.connection = TimeoutConnection.open(self._url, slot.lock_timeout, prepare=self._prepare)
-        except psycopg.Error:
-            self._is_down = True
+        except psycopg.Error as error:
+            if "FATAL:" not in str(error):  # else PostgreSQL responded: it may have no room for one more connection
+                self._is_down = True
             raise
         return slot.connection
 

@@ -64,6 +64,6 @@ def raise_translated(error: psycopg.Error) -> NoReturn:
     if issubclass(kind, Unavailable):
         raise kind(reason, message) from None
     # The context names each function that ran, such as "PL/pgSQL function check_tool() line 1 at RAISE".
-    if re.search(r"function (?!store_events_)[\w.\"]+", error.diag.context or ""):
+    if re.search(r"^\S+ function (?!store_events_)", error.diag.context or "", re.MULTILINE):
         raise Unavailable(_CANT_STORE[1], message) from None  # an operator's trigger failed, and the body is valid
     raise kind(reason or message) from None

@@ -45,7 +45,7 @@ class Worker(ThreadWorker):
             self.log.error("Traceback (most recent call last):\n%s", "".join(traceback.format_tb(exc.__traceback__)))
         request_id = secrets.token_hex(16)
         self.log.warning("%s %s: %s", request_id, status, type(exc).__name__)
-        if req and status == 400:
+        if req and status != 500:
             return  # the rest of a body can't be parsed: the request has its response already
         content = {"error": error} | ({"details": [{"field": "", "message": hint}]} if hint else {})
         body = json.dumps(content) + "\n"
@@ -61,12 +61,16 @@ class Worker(ThreadWorker):
 
 
 worker_class = Worker
-bind = f"{_settings['HOST']}:{_settings['PORT']}"
+_host = f"[{_settings['HOST']}]" if ":" in _settings["HOST"] else _settings["HOST"]
+bind = f"{_host}:{_settings['PORT']}"
 workers = _settings["WEB_CONCURRENCY"]
 threads = _settings["THREADS"]
 # A worker that runs out of files ends. Besides its clients it has a connection to PostgreSQL for each thread.
 worker_connections = max(threads + 1, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - threads - 64))
-keepalive = 75  # longer than a proxy keeps idle connections, else it sends into one that was just closed: a 502
+keepalive = 95  # longer than a proxy keeps idle connections, else it sends into one that was just closed: a 502
+timeout = (
+    150  # gunicorn's main thread can wait 2 s for each of 60 clients that don't hang up, before it shows that it lives
+)
 accesslog = None  # logs.py writes a line for each request
 loglevel = "warning"  # until on_reload sets up the log. With `logconfig_dict`, gunicorn makes access lines.
 statsd_host = _settings["STATSD_HOST"]

@@ -85,9 +85,10 @@ class Parser:
             raise InvalidJSON("A number is too long") from None
         if any("e" in number or "E" in number for number in fractions):
             exponents = _EXPONENT.findall(_outside_strings(body))
-            self._exponent_sum += sum(int(digits[:20] or 0) for digits in exponents)
-            if self._exponent_sum > min(MAX_EXPONENT_SUM, MAX_EXPONENT_SUM_PER_BYTE * self._bytes):
+            exponent_sum = self._exponent_sum + sum(int(digits[:20] or 0) for digits in exponents)
+            if exponent_sum > min(MAX_EXPONENT_SUM, MAX_EXPONENT_SUM_PER_BYTE * self._bytes):
                 raise InvalidJSON("The numbers have too many digits")
+            self._exponent_sum = exponent_sum  # a line that is rejected does not count
         return text, value
 
 

@@ -17,10 +17,13 @@ trap 'rm -f "$response"' EXIT
 attempt=0
 while :; do
     # the API key comes on standard input, since every user of the machine can read a command line
-    status=$(printf 'header = "Authorization: Bearer %s"' "$KEY" | curl --config - --silent --show-error --output "$response" \
+    status=$(printf 'header = "Authorization: Bearer %s"' "$KEY" | curl --config - --silent --output "$response" \
         --write-out '%{http_code}%header{retry-after}' --max-time 35 --header "Idempotency-Key: $key" \
         --header 'Content-Type: application/x-ndjson' --data-binary "@$2" "$1") || {
-        case $? in 1 | 3 | 51 | 60 | 77) exit 1 ;; esac # the protocol, the URL or the certificate is wrong
+        case $? in
+            1 | 3) usage "the URL is wrong" ;;
+            51 | 60 | 77) echo "send.sh: not sent: the certificate does not verify" >&2; exit 1 ;;
+        esac
         status=000
     }
     attempt=$((attempt + 1))

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -115,8 +116,10 @@ def newest(connection: Connection, filters: Filters, limit: int) -> list[Key]:
     """Return the newest events, the newest last."""
     keys: list[Key] = []
     until = filters.until or server_time(connection)
+    since = filters.since
     for lookback in LOOKBACKS:
-        since = max((each for each in (lookback and until - lookback, filters.since) if each), default=None)
+        with suppress(OverflowError):  # before the first time that Python has
+            since = max((each for each in (lookback and until - lookback, filters.since) if each), default=None)
         query = {**asdict(replace(filters, since=since)), "limit": limit}
         keys = connection.execute(SELECT_NEWEST.encode(), query).fetchall()
         if len(keys) == limit or since == filters.since:

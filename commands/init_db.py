@@ -64,6 +64,7 @@ def create_or_upgrade(connection: Connection) -> None:
         [file] = (ROOT / "migrations").glob(f"{step:03}_*.sql")
         _execute_file(connection, file)
         connection.execute("UPDATE schema_version SET version = %s", [step])
+    connection.execute("REVOKE EXECUTE ON FUNCTION store_events_v1 FROM PUBLIC")  # a restored dump has no privileges
 
 
 _STATEMENT = re.compile(r"(?:--[^\n]*|\$\$.*?\$\$|'[^']*'|[^;])+;", re.DOTALL)

@@ -31,6 +31,14 @@ COUNTS = """
         (SELECT count(*) FROM api_keys WHERE org_id = %(org_id)s) AS keys
 """
 
+SELECT_USED = """
+    SELECT 1 FROM monthly_usage WHERE org_id = %(org_id)s
+    UNION ALL
+    SELECT 1 FROM imports WHERE org_id = %(org_id)s
+    UNION ALL
+    SELECT 1 FROM seals WHERE org_id = %(org_id)s
+"""
+
 COPY_ORGANIZATION = """
     INSERT INTO organizations (id, monthly_quota, created_at)
     SELECT %(name)s, monthly_quota, created_at
@@ -145,13 +153,22 @@ def create_organization(connection: Connection, org_id: str, monthly_quota: int 
     return connection.execute(query, [org_id, monthly_quota]).rowcount == 1
 
 
+def await_key_checks(connection: Connection) -> None:
+    """Wait for the requests that have found their key, and make others wait until the transaction ends.
+
+    Raises Unavailable after 3 seconds: requests queue up behind it.
+    """
+    connection.execute("SET LOCAL lock_timeout = '3s'")
+    connection.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
+
+
 def rename_organization(connection: Connection, org_id: str, name: str) -> None:
     """Rename an organization that has no events, with its keys. Raises NotFound and ClickException."""
     check_organization(connection, org_id)
-    [there] = fetch_dicts(connection, COUNTS, {"org_id": org_id})
-    if there["events"] or there["seals"]:
+    await_key_checks(connection)
+    if connection.execute(SELECT_USED, {"org_id": org_id}).fetchone():
         raise click.ClickException(
-            f"{org_id!r} has events or seals, which keep its name: make another organization, and keys for it"
+            f"{org_id!r} has stored events, which keep its name: make another organization, and keys for it"
         )
     names = {"org_id": org_id, "name": name}
     if not connection.execute(COPY_ORGANIZATION, names).rowcount:
@@ -168,8 +185,10 @@ def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
     Raises Unavailable if a transaction that stores events does not end.
     """
     parameters: dict[str, Any] = {"org_id": org_id, "batch": BATCH}
-    connection.execute("DELETE FROM api_keys WHERE org_id = %(org_id)s", parameters)
-    await_storing(connection)  # requests that found their key before
+    with connection.transaction():
+        await_key_checks(connection)
+        connection.execute("DELETE FROM api_keys WHERE org_id = %(org_id)s", parameters)
+    await_storing(connection)  # a commit that waits for a standby
     yield from delete_batches(connection, "true", parameters)
     while connection.execute(DELETE_IDEMPOTENCY_KEYS, parameters).rowcount:
         pass

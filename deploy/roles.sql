@@ -80,6 +80,7 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM igris_web;
 GRANT USAGE ON SCHEMA public TO igris_web;
 GRANT SELECT ON schema_version TO igris_web;
 GRANT SELECT (id, org_id, key_hash, expires_at, revoked_at) ON api_keys TO igris_web;
+REVOKE EXECUTE ON FUNCTION store_events_v1 FROM PUBLIC;  -- a restored dump has no privileges
 GRANT EXECUTE ON FUNCTION store_events_v1 TO igris_web;
 
 COMMIT;

@@ -4,6 +4,7 @@ It is for `make run`, tests and benchmarks, never for production. The package's 
 above the data directory to everybody, and makes a login user.
 """
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -18,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import psycopg
 
 START_TIMEOUT = 60  # seconds that a start may take, recovery after a crash included
 
@@ -103,10 +106,13 @@ class Server:
             self._process = None
 
     def _stop_left_over(self) -> None:
-        """Stop a server on this data whose starter was killed."""
+        """Stop a server on this data whose starter was killed. Another process may have its number by now."""
         lines = _read_pid_file(self.data)
-        if len(lines) > 1 and lines[1] == str(self.data):
-            self._run("pg_ctl", "stop", "--mode=fast", "-D", str(self.data), stdout=subprocess.DEVNULL).wait()
+        with contextlib.suppress(psycopg.Error, IndexError):
+            with psycopg.connect(host=lines[4], port=lines[3], user="postgres", dbname="postgres") as connection:
+                is_ours = connection.execute("SHOW data_directory").fetchone() == (str(self.data),)
+            if is_ours:
+                self._run("pg_ctl", "stop", "--mode=fast", "-D", str(self.data), stdout=subprocess.DEVNULL).wait()
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # left by a crash, or copied with the data of another
 
     def _is_ready(self) -> bool:

@@ -34,24 +34,19 @@ def only_one(data: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended_with_this_process(*processes: tuple[int, signal.Signals]) -> Iterator[None]:
-    """Have processes signalled when this one has ended, even by SIGKILL: then the shell finds its input closed."""
-    script = "cat > /dev/null; " + "; ".join(f"kill -{number.value} {pid} 2> /dev/null" for pid, number in processes)
-    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True) as shell:
-        yield
-        shell.kill()
+def ended_with_this_process(file: Path, *processes: tuple[int, signal.Signals]) -> Iterator[None]:
+    """Have processes signalled, and a file removed, when this one has ended, even by SIGKILL.
 
-
-@contextlib.contextmanager
-def written(file: Path, text: str) -> Iterator[None]:
-    """Keep a text in a private file meanwhile."""
-    file.unlink(missing_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(text)
-    try:
-        yield
-    finally:
-        file.unlink()
+    A shell finds its input closed then.
+    """
+    kills = "; ".join(f"kill -{number.value} {pid} 2> /dev/null" for pid, number in processes)
+    script = f'cat > /dev/null; rm -f "$0"; {kills}'
+    with subprocess.Popen(["sh", "-c", script, file], stdin=subprocess.PIPE, start_new_session=True) as shell:
+        try:
+            yield
+        finally:
+            shell.kill()
+            file.unlink(missing_ok=True)
 
 
 def check_port() -> None:
@@ -76,9 +71,14 @@ def api_key(connection: Connection, monthly_quota: int | None) -> str:
             return key
     organizations.create_organization(connection, "demo", monthly_quota)
     _, key = keys.create_key(connection, "demo", "make run")
-    file.touch(mode=0o600)
-    file.write_text(key + "\n")
+    write_private(file, key + "\n")
     return key
+
+
+def write_private(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text)
 
 
 def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
@@ -103,9 +103,10 @@ def serve(postgresql: postgres.Server) -> None:
         init_db.create_or_upgrade(connection)
         key = api_key(connection, settings["DEFAULT_MONTHLY_QUOTA"])
     server = subprocess.Popen([sys.executable, "-m", "gunicorn", "app:create_app()"], cwd=ROOT, start_new_session=True)
-    ends = ended_with_this_process((server.pid, signal.SIGTERM), (postgresql.pid, signal.SIGINT))
+    file = VAR / "database-url"
     try:
-        with ends, written(VAR / "database-url", postgresql.url):
+        with ended_with_this_process(file, (server.pid, signal.SIGTERM), (postgresql.pid, signal.SIGINT)):
+            write_private(file, postgresql.url)
             wait_until_ready(server)
             print(f"""
 Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {postgresql.data}, the key in {VAR}/key.

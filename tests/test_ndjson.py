@@ -41,7 +41,11 @@ def test_lines_are_stored_in_their_order_with_every_digit(account: Account) -> N
         (b"[" + LINE + b"]", [("0", "Expected object, received array")]),
         (b'{"events": []}', [("0.type", "Required"), ("0.toolName", "Required")]),
         (LINE + b"\n\xff", [
-            ("1", "Invalid JSON: Not UTF-8: invalid start byte at byte 0 (in line 2 of the body)"),
+            (
+                "1",
+                "Invalid JSON: Not UTF-8: invalid start byte at byte 0. PowerShell sends UTF-8 with "
+                "[Text.Encoding]::UTF8.GetBytes($body) (in line 2 of the body)",
+            ),
         ]),
         (b"", [("", "Array must contain at least 1 element(s)")]),
         (b" \n\r\n", [("", "Array must contain at least 1 element(s)")]),
@@ -70,3 +74,9 @@ def test_gzip_and_idempotency_keys_are_as_for_json(account: Account) -> None:
         assert answer.headers.get("Idempotency-Replayed") == replayed
     assert_refused(account.post(LINE, Idempotency_Key="a", **NDJSON), 422, "Idempotency-Key reused")
     assert account.count() == 2
+
+
+def test_a_line_with_too_many_digits_keeps_no_other_out(account: Account) -> None:
+    lines = [b'{"type": "custom", "toolName": "x", "metadata": {"a": %s}}' % number for number in (b"1e99999", b"1e5")]
+    answer = account.post(b"\n".join(lines), **NDJSON, Prefer="handling=lenient")
+    assert answer.json["data"] == {"ingested": 1, "rejected": 1}

@@ -25,6 +25,7 @@ import urllib3
 from psycopg.conninfo import make_conninfo
 
 from database import LOCK_TIMEOUT, RESPONSE_TIMEOUT, STATEMENT_TIMEOUT
+from database_errors import Unavailable
 from dev import postgres
 from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
 from storage import Storage
@@ -226,6 +227,31 @@ def test_a_full_disk_is_reported_until_there_is_room(start_service: Callable[...
         server.close()
         subprocess.run(["umount", "--lazy", disk], check=True)
         disk.rmdir()
+
+
+def test_a_connection_that_can_not_be_opened_leaves_those_that_are(
+    own_server: postgres.Server, own_account: Account
+) -> None:
+    own_account.execute("CREATE ROLE crowded LOGIN SUPERUSER")
+    storage = Storage(make_conninfo(own_server.url, user="crowded"), 4, 7)
+    first = storage.database.connection()
+    first.__enter__()
+    own_account.execute("ALTER ROLE crowded NOLOGIN")  # no other connection can be opened
+    with pytest.raises(Unavailable), storage.database.connection():
+        pass
+    first.__exit__(None, None, None)
+    for _ in range(5):
+        assert storage.authenticate(own_account.key).org_id == "acme"
+    storage.database.close()
+
+
+def test_more_requests_than_threads_are_unavailable(database_url: str) -> None:
+    """As with gunicorn's --threads beside a smaller THREADS."""
+    storage = Storage(database_url, 1, 7)
+    database = storage.database
+    with database.connection(), pytest.raises(Unavailable, match="no connection came free"), database.connection():
+        pass
+    storage.database.close()
 
 
 def test_clients_that_leave_in_the_middle_are_forgotten(account: Account) -> None:

@@ -259,6 +259,28 @@ def test_a_body_that_breaks_off_is_not_stored(account: Account) -> None:
     assert account.rows() == []
 
 
+def test_a_request_gets_one_response_whatever_its_trailer(service: Service) -> None:
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: {'x' * 9000}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(head.encode())
+        received = b""
+        while data := client.recv(10_000):
+            received += data
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("behind", ["\xa0", "\x85", "\x1f"])
+def test_a_key_has_no_other_spelling(account: Account, behind: str) -> None:
+    """nginx counts the requests of a key by its spelling."""
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}{behind}\r\nContent-Length: 0\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", account.service.port), timeout=10) as client:
+        client.sendall(head.encode("latin-1"))
+        assert client.recv(10_000)[9:12] in (b"400", b"401")
+
+
 @pytest.mark.parametrize("chunk", ["zz\r\n", "5\r\nabcdefgh\r\n", "-1\r\n\r\n"])
 def test_a_badly_framed_body_is_refused(account: Account, chunk: str) -> None:
     head = (

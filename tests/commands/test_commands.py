@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import config
-from dev.service import EVENT, ROOT, Service, at_once
+from dev.service import EVENT, ROOT, Service, at_once, set_up
 from tests.support import Account, assert_refused, command, igris, json_lines
 
 
@@ -223,9 +223,19 @@ def test_an_organization_without_events_can_be_renamed(service: Service, databas
     account = Account(service, "renamed", key)
     assert account.post(EVENT).status == 200
     assert account.count() == 1
-    for name, reason in (("acmee", "there is no organization 'acmee'"), ("renamed", "'renamed' has events or seals")):
+    for name, reason in (("acmee", "there is no organization 'acmee'"), ("renamed", "'renamed' has stored events")):
         done = command("organizations", "rename", name, "other", database_url=database_url)
         assert (done.returncode, reason in done.stderr) == (1, True)
+
+
+def test_renaming_waits_for_requests_that_have_found_their_key(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    set_up(url, "acmee", None)
+    with psycopg.connect(url) as request:
+        request.execute("SELECT FROM api_keys")
+        done = command("organizations", "rename", "acmee", "acme", database_url=url)
+        assert (done.returncode, "PostgreSQL took too long" in done.stderr) == (1, True)
+    assert command("organizations", "rename", "acmee", "acme", database_url=url).returncode == 0
 
 
 def test_names_that_look_the_same_are_the_same(database_url: str) -> None:

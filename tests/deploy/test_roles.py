@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import database
 from dev import postgres
 from dev.service import EVENT, ROOT, Service, set_up
-from tests.support import Account
+from tests.support import Account, igris
 
 pytestmark = pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
 
@@ -148,3 +148,13 @@ def test_an_owner_that_is_no_superuser_can_make_the_role(start_service: Callable
         service = start_service(make_conninfo(url, user="igris_web", password="secret"))
         assert service.post(EVENT, key).status == 200
         service.stop()
+
+
+def test_no_other_role_may_store_after_a_restore(create_schema: Callable[[], str]) -> None:
+    url = create_schema()
+    query = "SELECT has_function_privilege('public', to_regproc('store_events_v1'), 'EXECUTE')"
+    for close in (lambda: make_role(url), lambda: igris("init-db", database_url=url)):
+        with psycopg.connect(url) as connection:
+            connection.execute("GRANT EXECUTE ON FUNCTION store_events_v1 TO PUBLIC")  # as after pg_restore
+        close()
+        assert fetch(url, query) == [(False,)]
