@@ -102,9 +102,6 @@ def current_storage() -> storage.Storage:
     return current_app.extensions["storage"]  # type: ignore[no-any-return]
 
 
-# The probes and the description of the interface need no API key.
-
-
 def healthz() -> Response:
     return json_response({"status": "ok", "version": config.VERSION})
 
@@ -131,11 +128,7 @@ def json_response(content: dict[str, Any], status: int = 200) -> Response:
 ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "Not found", ""),
     MethodNotAllowed: (405, "Method not allowed", ""),
-    storage.Unauthorized: (
-        401,
-        "Unauthorized",
-        "Send the header `Authorization: Bearer ig_...` with an API key that is neither revoked nor expired",
-    ),
+    storage.Unauthorized: (401, "Unauthorized", "Send `Authorization: Bearer ig_...` with a key that is valid now"),
     body.UnsupportedMediaType: (415, "Unsupported media type", "{} must be one of {}"),
     json_text.TooLarge: (413, "Payload too large", "{}: split the batch"),
     json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
@@ -147,24 +140,15 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
 }
 
 
-@ingest.errorhandler(Exception)
-def ingest_error_response(error: Exception) -> Response:
-    """Make the response of an exception in the route. It is a 401 if the API key was revoked meanwhile.
-
-    `identify` may have found the key in memory, and the request may have failed before PostgreSQL looked at it.
-    """
-    response = error_response(error)
-    if 400 <= response.status_code < 500 and response.status_code != 401:
+def error_response(error: Exception) -> Response:
+    """Make the response of an exception, in the one shape that all errors have."""
+    status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    if 400 <= status < 500 and status != 401 and "api_key" in g:
+        # `identify` may have found the key in memory, and the request has failed before PostgreSQL looked at it
         try:
             current_storage().authenticate(g.key)
         except (storage.Unauthorized, database_errors.Unavailable) as newer:
             return error_response(newer)
-    return response
-
-
-def error_response(error: Exception) -> Response:
-    """Make the response of an exception, in the one shape that all errors have."""
-    status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
     details = [{"field": "", "message": detail.format(*error.args)}] if detail else []
     meta: dict[str, Any] = {}
     headers: dict[str, str] = {}

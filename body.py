@@ -1,7 +1,4 @@
-"""Read the body of a request within limits, and decompress it.
-
-It reads the WSGI environment: Flask's request parses the same headers several times more slowly.
-"""
+"""Read the body of a request within limits, and decompress it. Flask's request would parse headers more slowly."""
 
 import re
 import zlib
@@ -38,10 +35,9 @@ def is_gzip(environ: WSGIEnvironment) -> bool:
 
 
 def read(environ: WSGIEnvironment, max_bytes: int, *, gzip: bool) -> bytes:
-    """Return the complete body, decompressed if it is gzip.
+    """Return the complete body, decompressed if it is gzip. Raises TooLarge, and InvalidJSON if it is incomplete.
 
-    Raises TooLarge, and InvalidJSON if the body is incomplete or badly framed. Werkzeug's get_data() is not used: it
-    cuts a chunked body at the limit, and returns the rest as if it were complete.
+    Werkzeug's get_data() is not used: it cuts a chunked body at the limit, and returns the rest as if it were complete.
     """
     too_large = TooLarge(f"The body must be at most {max_bytes} bytes")
     length = int(environ.get("CONTENT_LENGTH") or 0)  # a chunked body has no length

@@ -1,7 +1,4 @@
-"""Read the settings: every environment variable of the service, with its default and its meaning.
-
-It imports no other module of the service: gunicorn.conf.py runs a fresh copy of it at each reload.
-"""
+"""Read the settings. It imports no module of the service: gunicorn.conf.py runs a fresh copy at each reload."""
 
 import logging
 import os
@@ -113,10 +110,7 @@ SETTINGS = (
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Return the value of every setting by its name. An empty variable counts as not set.
-
-    Raises SystemExit, with a line for each setting that is missing or invalid.
-    """
+    """Return every setting by its name. Raises SystemExit, with a line for each that is missing, empty or invalid."""
     values, problems = {}, []
     for name, default, parse, _ in SETTINGS:
         text = environ.get(name) or default

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from database_errors import Unavailable, raise_translated
+from database_errors import UNREACHABLE, Unavailable, raise_translated
 
 log = logging.getLogger("igris")
 
@@ -45,10 +45,7 @@ def timeout_settings(lock_timeout: float) -> dict[str, str]:
 
 
 def conninfo(database_url: str) -> str:
-    """Return a connection string: the URL, and our parameters where it sets none.
-
-    Raises psycopg.ProgrammingError if the URL has a parameter that libpq does not know.
-    """
+    """Return a connection string: the URL, and our parameters where it sets none. Raises psycopg.ProgrammingError."""
     given = conninfo_to_dict(database_url)
     parameters: dict[str, Any] = {"application_name": "igris-ingest", "connect_timeout": CONNECT_TIMEOUT, **given}
     return make_conninfo(database_url, **{**parameters, "client_encoding": "UTF8"})
@@ -57,8 +54,7 @@ def conninfo(database_url: str) -> str:
 def set_up_session(connection: Connection, settings: dict[str, str]) -> None:
     """Set SESSION_SETTINGS and more settings, but for those in the `options` of the URL. Raises psycopg.Error.
 
-    They are not sent in `options` when the connection is opened, since many poolers take none. Where a pooler keeps no
-    session, the settings of the role count: deploy/roles.sql makes the same.
+    They are not sent as `options`, which many poolers reject.
     """
     given = re.findall(r"(?:-c\s*|--)(\w+)=", connection.info.options)
     values = {name: value for name, value in {**SESSION_SETTINGS, **settings}.items() if name not in given}
@@ -75,10 +71,8 @@ class TimeoutConnection(psycopg.Connection[Any]):
 
     @classmethod
     def open(cls, database_url: str, lock_timeout: float, *, prepare: bool = True) -> "TimeoutConnection":
-        """Open a connection on which each statement is a transaction. `lock_timeout` is in seconds.
-
-        `prepare` is for `call`. psycopg prepares nothing, or its rollbacks would deallocate that. Raises psycopg.Error.
-        """
+        """Open a connection in autocommit mode that waits `lock_timeout` seconds for a lock. Raises psycopg.Error."""
+        # psycopg prepares nothing: its rollbacks would deallocate what `call` prepares
         connection = cls.connect(conninfo(database_url), autocommit=True, prepare_threshold=None)
         set_up_session(connection, timeout_settings(lock_timeout))
         connection.prepares = prepare
@@ -119,10 +113,7 @@ class TimeoutConnection(psycopg.Connection[Any]):
             raise
 
     def is_usable(self) -> bool:
-        """Return whether the idle connection is open, as far as can be known without asking PostgreSQL.
-
-        If that were noticed only on use, the service could not tell whether the statement ran.
-        """
+        """Return whether the connection is open. If that showed only on use, a statement might have run or not."""
         try:
             self.pgconn.consume_input()  # what PostgreSQL sent last
             self.pgconn.consume_input()  # that it has closed the connection
@@ -138,16 +129,12 @@ class Slot:
         self.lock_timeout = lock_timeout
         self.connection: TimeoutConnection | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self.connection is not None and not self.connection.closed
-
 
 class Database:
     """The connections of a web worker, one for each thread, in autocommit mode.
 
-    All requests of an organization can wait for one row, and must not hold all threads. So one connection waits
-    SHORT_LOCK_TIMEOUT for a lock, and the others wait LOCK_TIMEOUT. A request takes one of the others if one is free.
+    All requests of an organization can wait for one row, and must not hold all threads: so the connection that is
+    taken last waits only SHORT_LOCK_TIMEOUT for a lock.
     """
 
     def __init__(self, url: str, threads: int, *, prepare: bool) -> None:
@@ -180,12 +167,10 @@ class Database:
         finally:
             if is_attempt:
                 self._attempt.release()
-            if slot.lock_timeout == SHORT_LOCK_TIMEOUT:
-                self._free.insert(0, slot)
-            elif slot.is_open:
+            if slot.lock_timeout == LOCK_TIMEOUT and slot.connection and not slot.connection.closed:
                 self._free.append(slot)
             else:
-                self._free.insert(1, slot)
+                self._free.insert(slot.lock_timeout == LOCK_TIMEOUT, slot)
 
     def close(self) -> None:
         """Close the free connections."""
@@ -196,7 +181,7 @@ class Database:
     def _begin_attempt(self) -> bool:
         """While PostgreSQL is down, let one request at a time try it. The others hardly wait: they get Unavailable."""
         if not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
-            raise Unavailable("PostgreSQL can't be reached")
+            raise Unavailable(UNREACHABLE)
         if self._is_down:
             return True
         self._attempt.release()  # it was reached meanwhile

@@ -5,11 +5,9 @@ import re
 from collections import defaultdict
 from typing import Any
 
-# The exponents of a body may add up to this, and to 64 for each byte of the body: any double fits in that.
-# PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros: a body of many such numbers could be
-# stored, but neither read nor dumped.
-MAX_EXPONENT_SUM = 2**24
-MAX_EXPONENT_SUM_PER_BYTE = 64
+# PostgreSQL stores 1e9999 in a few bytes and prints it with all its zeros: a body of many such numbers could be stored,
+# but neither read nor dumped. So the exponents of a body have a bound, in which any doubles fit.
+MAX_EXPONENT_SUM, MAX_EXPONENT_SUM_PER_BYTE = 2**24, 64
 
 _EXPONENT = re.compile(rb"[0-9][eE][+-]?0*([0-9]*)")
 
@@ -30,10 +28,9 @@ class TooLarge(Exception):
 
 
 def check_value_count(texts: list[bytes], max_values: int) -> None:
-    """Raise TooLarge if a body's JSON texts have more than `max_values` values, before anything is built from them.
+    """Raise TooLarge if JSON texts have too many elements, members, arrays and objects, before any is built.
 
-    Elements, members, arrays and objects count. PostgreSQL takes up to 700 bytes of memory for each. The first two
-    counts are quick, and never too low: the exact one is made only if both pass the limit.
+    PostgreSQL takes up to 700 bytes of memory for each. The first two counts are quick, and never too low.
     """
     for count in (len, _count_values, lambda text: _count_values(_outside_strings(text))):
         if sum(map(count, texts)) <= max_values:
@@ -61,10 +58,7 @@ class Parser:
         self._bytes = self._exponent_sum = 0
 
     def parse(self, body: bytes) -> tuple[str, Any]:
-        """Return a JSON text in UTF-8 (RFC 8259), and its value. Raises InvalidJSON. A byte order mark is skipped.
-
-        The fractions in the value are all 0.0, since nothing needs them.
-        """
+        """Return a JSON text in UTF-8 (RFC 8259), and its value, in which fractions are 0.0. Raises InvalidJSON."""
         self._bytes += len(body)
         # parse_float gets the text of a fraction. `__getitem__` keeps it as a key and returns 0.0, at the speed of C.
         fractions: defaultdict[str, float] = defaultdict(float)

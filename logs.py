@@ -24,6 +24,11 @@ import config
 REQUEST_ID = re.compile(r"(?!.*ig_)[\w.:/+=@-]{1,128}", re.ASCII)
 
 
+# What later steps fill in. `lostLines` counts the lines before this one that could not be written.
+EMPTY_LINE = {"status": 0, "error": None, "ms": 0.0, "organization": None, "apiKeyId": None}
+EMPTY_LINE |= {"ingested": 0, "rejected": 0, "lostLines": 0}
+
+
 class LossyOutput:
     """Writes to a file descriptor without waiting for its reader."""
 
@@ -54,7 +59,7 @@ class LossyOutput:
 
 
 def begin_line() -> None:
-    """Begin the access line of a request, in the order of its keys. The later steps fill it in."""
+    """Begin the access line of a request, in the order of its keys."""
     environ = request.environ
     is_known = request.url_rule or isinstance(request.routing_exception, MethodNotAllowed)
     sent = environ.get("HTTP_X_REQUEST_ID")
@@ -66,15 +71,7 @@ def begin_line() -> None:
         "method": environ["REQUEST_METHOD"],
         "path": environ["PATH_INFO"] if is_known else None,  # another path could hold an API key
         "bytes": int(length) if length else None,
-        "status": 0,
-        "error": None,
-        "ms": 0.0,
-        "organization": None,
-        "apiKeyId": None,
-        "ingested": 0,
-        "rejected": 0,
-        "lostLines": 0,  # how many lines before this one could not be written
-    }
+    } | EMPTY_LINE
 
 
 def as_text(line: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from marshmallow import EXCLUDE, Schema, ValidationError, fields, missing
 
 from json_text import InvalidJSON, Parser, check_value_count
 
+MAX_LENGTH = 255  # of toolName
 MAX_DETAILS = 1000  # a response lists at most this many problems and counts the rest
 MAX_ECHO = 1000  # a message repeats at most this many characters of a client's value. Zod repeats all of them.
 
@@ -39,18 +40,12 @@ class OneOf:
             raise ValidationError(f"Invalid enum value. Expected {self.expected}, received '{echo}'")
 
 
-class Length:
-    """1 to `maximum` UTF-16 code units, as JavaScript counts."""
-
-    def __init__(self, maximum: int) -> None:
-        self.maximum = maximum
-
-    def __call__(self, value: str) -> None:
-        length = len(value) if value.isascii() else len(value.encode("utf-16-le", "surrogatepass")) // 2
-        if length < 1:
-            raise ValidationError("String must contain at least 1 character(s)")
-        if length > self.maximum:
-            raise ValidationError(f"String must contain at most {self.maximum} character(s)")
+def length(value: str) -> None:
+    """Accept 1 to MAX_LENGTH UTF-16 code units, as JavaScript counts."""
+    units = len(value) if value.isascii() else len(value.encode("utf-16-le", "surrogatepass")) // 2
+    if not 1 <= units <= MAX_LENGTH:
+        bound = f"at most {MAX_LENGTH}" if units else "at least 1"
+        raise ValidationError(f"String must contain {bound} character(s)")
 
 
 _INSTANT = re.compile(
@@ -61,13 +56,9 @@ _WHOLE_MICROSECONDS = re.compile(r"\.\d{6}0*(?!\d)", re.ASCII)
 
 
 def instant(value: str) -> None:
-    """Accept an ISO 8601 time with `Z` or an offset. It is stricter than Zod: years 1 to 9999 in UTC, a real offset.
-
-    PostgreSQL accepts no offset of 16 hours or more. It rounds to microseconds where Python truncates, so the last
-    microsecond of the year 9999 may have no further digits.
-    """
+    """Accept an ISO 8601 time with a zone, as PostgreSQL can hold it: years 1 to 9999 in UTC, less than 16 hours."""
     if _INSTANT.fullmatch(value):
-        try:
+        try:  # PostgreSQL rounds to microseconds: the last one of the year 9999 may have no further digits
             time = datetime.fromisoformat(value)
             if 1 < time.year < 9999 or time.astimezone(UTC) < _LAST_INSTANT or _WHOLE_MICROSECONDS.search(value):
                 return
@@ -83,7 +74,7 @@ class Event(Schema):
         unknown = EXCLUDE
 
     type = fields.String(required=True, validate=OneOf("tool_call", "completion", "embedding", "custom"))
-    toolName = fields.String(required=True, validate=Length(255))
+    toolName = fields.String(required=True, validate=length)
     action = fields.String(validate=OneOf("allow", "deny", "alert", "log"))
     timestamp = fields.String(validate=instant)
     metadata = fields.Dict()
@@ -139,10 +130,7 @@ class Batch:
         return [index for index in range(len(self.events)) if index not in self.error_counts]
 
     def details(self, root: str | None = None) -> Details:
-        """List the problem of the list itself (`root`), then those of each invalid event: at most MAX_DETAILS.
-
-        One more entry says how many are not listed.
-        """
+        """List the problem of the list itself (`root`), then those of each invalid event, at most MAX_DETAILS."""
         details = [{"field": self.path, "message": root}] if root else []
         total = len(details) + sum(self.error_counts.values())
         for index in self.error_counts:
@@ -156,10 +144,10 @@ class Batch:
 
 
 def parse_batch(body: bytes, max_events: int, max_values: int, *, ndjson: bool = False) -> Batch:
-    """Parse a body and validate its events. `ndjson` means one event a line; empty lines are skipped.
+    """Parse a body, and validate its events. An array, and an object with the key `events`, are batches.
 
-    An object with the key `events` and an array are batches; anything else is one event. Raises InvalidJSON,
-    TooLarge, and ValidationFailed if there is no list of 1 to `max_events` events, or if the only event is invalid.
+    Raises InvalidJSON, TooLarge, and ValidationFailed if there is no list of 1 to `max_events` events, or if the only
+    event is invalid.
     """
     data: Any
     if ndjson:

@@ -1,13 +1,12 @@
 """Store events: what requests ask of PostgreSQL, each in one transaction. schema.sql has the function that stores."""
 
 import hashlib
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import psycopg
 
 from database import Database, TimeoutConnection
-from database_errors import NoRoom, OutOfMemory, Unavailable
+from database_errors import NO_ROOM, NoRoom, OutOfMemory, Unavailable
 from json_text import TooLarge
 
 SCHEMA_VERSION = 1
@@ -34,8 +33,7 @@ class ApiKey(NamedTuple):
     org_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventBatch:
+class EventBatch(NamedTuple):
     """The events of a request, or of a part of an import."""
 
     text: str  # JSON that jsonb can hold: an array of events, or an object whose `events` is one
@@ -47,8 +45,6 @@ class EventBatch:
 
 
 class StoreResult(NamedTuple):
-    """What was stored, and committed."""
-
     ingested: int  # the number of events
     remaining: int | None  # what is left of the month's quota; None means unlimited
     replayed: bool  # an earlier request with the same idempotency key stored them
@@ -90,10 +86,7 @@ class Storage:
         self._has_room = True  # on PostgreSQL's disk, as far as the last store tells
 
     def identify(self, key: str) -> ApiKey:
-        """Return the id and organization of a key, from memory if it was seen before. Raises Unauthorized.
-
-        The key may have been revoked since: `store` checks that, and a caller that rejects calls `authenticate`.
-        """
+        """Return what `authenticate` does, from memory if the key was seen before. It may have been revoked since."""
         return self._seen_keys.get(key_hash(key)) or self.authenticate(key)
 
     def authenticate(self, key: str) -> ApiKey:
@@ -110,9 +103,9 @@ class Storage:
         return api_key
 
     def store(self, key: ApiKey, batch: EventBatch) -> StoreResult:
-        """Store the valid events of a batch and count them, in one transaction that is committed on return.
+        """Store the valid events of a batch and count them, in a transaction that is committed on return, or raise.
 
-        Raises Unauthorized, QuotaExceeded, KeyReused, InvalidJSON and TooLarge; then nothing is stored.
+        Raises Unauthorized, QuotaExceeded, KeyReused, InvalidJSON and TooLarge.
         """
         try:
             with self.database.connection() as connection:
@@ -140,7 +133,7 @@ class Storage:
         if not may_store:
             raise Unavailable("the database role lacks a privilege")
         if not self._has_room:
-            raise NoRoom(NoRoom.reason)
+            raise NoRoom(NO_ROOM)
 
 
 def check_schema_version(version: int | None) -> None:
@@ -157,10 +150,7 @@ def key_hash(key: str) -> bytes:
 def call_store_events(
     connection: TimeoutConnection, org_id: str, api_key_id: int | None, batch: EventBatch, idempotency_days: int | None
 ) -> StoreResult:
-    """Store a batch as `Storage.store` does, on a connection in autocommit mode. Raises psycopg.Error, too.
-
-    A command has no API key. `idempotency_days` None keeps the idempotency key for ever.
-    """
+    """Do what `Storage.store` does. None is for a command without API key, and for an idempotency key without end."""
     indexes = None if len(batch.valid) == batch.size else f"{{{','.join(map(str, batch.valid))}}}"
     count, key = len(batch.valid), batch.idempotency_key
     fingerprint = None if batch.fingerprint is None else rf"\x{batch.fingerprint.hex()}"

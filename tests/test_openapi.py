@@ -36,8 +36,8 @@ def test_the_fields_are_those_of_the_schema() -> None:
             match validator:
                 case schemas.OneOf():
                     assert documented["enum"] == list(validator.values)
-                case schemas.Length():
-                    assert (documented["minLength"], documented["maxLength"]) == (1, validator.maximum)
+                case schemas.length:
+                    assert (documented["minLength"], documented["maxLength"]) == (1, schemas.MAX_LENGTH)
                 case _:
                     assert validator is schemas.instant
     events = OPENAPI["components"]["schemas"]["Events"]

@@ -27,8 +27,8 @@ def test_it_works(post: Post) -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "status", "error", "detail"),
     [
-        ({}, {"Authorization": "Bearer ig_x"}, 401, "Unauthorized", ("", "Send the header")),
-        ({}, {"Authorization": "Bearer ig_" + "x" * 40}, 401, "Unauthorized", ("", "Send the header")),
+        ({}, {"Authorization": "Bearer ig_x"}, 401, "Unauthorized", ("", "Send `Authorization: Bearer ig_")),
+        ({}, {"Authorization": "Bearer ig_" + "x" * 40}, 401, "Unauthorized", ("", "Send `Authorization: Bearer ig_")),
         (b"", {"Content_Type": "text/plain"}, 415, "Unsupported media type", ("", "Content-Type must be one of")),
         (b"", {"Content_Encoding": "br"}, 415, "Unsupported media type", ("", "Content-Encoding must be one of")),
         (b" " * 10_001, {}, 413, "Payload too large", ("", "The body must be at most 10000 bytes: split the batch")),
