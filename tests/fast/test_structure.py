@@ -1,5 +1,6 @@
 """What may import what, and which names of libraries may be used."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,3 +36,11 @@ def test_no_private_name_of_a_library_is_used() -> None:
     for name in files.stdout.splitlines():
         if not name.startswith("tests/") and (ROOT / name).exists():
             assert not PRIVATE_NAME.search((ROOT / name).read_text()), name
+
+
+def test_the_default_of_workers_is_the_cpus_that_the_process_may_use() -> None:
+    code = "import os, config; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(config._cpus())"
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("needs sched_setaffinity")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
