@@ -128,7 +128,7 @@ def json_response(content: dict[str, Any], status: int = 200) -> Response:
 ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "Not found", ""),
     MethodNotAllowed: (405, "Method not allowed", ""),
-    storage.Unauthorized: (401, "Unauthorized", "Send `Authorization: Bearer ig_...` with a key not revoked or expired"),
+    storage.Unauthorized: (401, "Unauthorized", "Send `Authorization: Bearer ig_...`: a key not revoked or expired"),
     body.UnsupportedMediaType: (415, "Unsupported media type", "{} must be one of {}"),
     json_text.TooLarge: (413, "Payload too large", "{}: split the batch"),
     json_text.InvalidJSON: (400, "Invalid JSON", "{}"),
