@@ -74,8 +74,12 @@ class TimeoutConnection(psycopg.Connection[Any]):
         """Open a connection in autocommit mode that waits `lock_timeout` seconds for a lock. Raises psycopg.Error."""
         # psycopg prepares nothing: its rollbacks would deallocate what `call` prepares
         connection = cls.connect(conninfo(database_url), autocommit=True, prepare_threshold=None)
-        set_up_session(connection, timeout_settings(lock_timeout))
         connection.prepares = prepare
+        try:
+            set_up_session(connection, timeout_settings(lock_timeout))
+        except psycopg.Error:
+            connection.close()
+            raise
         return connection
 
     def call(self, statement: bytes, parameters: Sequence[bytes | None]) -> list[bytes | None]:

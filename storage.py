@@ -103,9 +103,9 @@ class Storage:
         return api_key
 
     def store(self, key: ApiKey, batch: EventBatch) -> StoreResult:
-        """Store the valid events of a batch and count them, in a transaction that is committed on return, or raise.
+        """Store the valid events of a batch and count them, in one transaction that is committed on return.
 
-        Raises Unauthorized, QuotaExceeded, KeyReused, InvalidJSON and TooLarge.
+        Raises Unauthorized, QuotaExceeded, KeyReused, InvalidJSON and TooLarge; then nothing is stored.
         """
         try:
             with self.database.connection() as connection:
@@ -150,7 +150,7 @@ def key_hash(key: str) -> bytes:
 def call_store_events(
     connection: TimeoutConnection, org_id: str, api_key_id: int | None, batch: EventBatch, idempotency_days: int | None
 ) -> StoreResult:
-    """Do what `Storage.store` does. None is for a command without API key, and for an idempotency key without end."""
+    """Do what `Storage.store` does. A command has no API key, and keeps its idempotency keys for ever: None."""
     indexes = None if len(batch.valid) == batch.size else f"{{{','.join(map(str, batch.valid))}}}"
     count, key = len(batch.valid), batch.idempotency_key
     fingerprint = None if batch.fingerprint is None else rf"\x{batch.fingerprint.hex()}"

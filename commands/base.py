@@ -45,10 +45,8 @@ def reports_errors(function: Callable[..., None]) -> Callable[..., None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             where = "standard output" if error.filename is None else printable(str(error.filename))
             raise click.ClickException(f"{where}: {error.strerror}") from None
-        except database_errors.Unavailable as error:
+        except (database_errors.Unavailable, NotFound, InvalidJSON, AlreadyRunning) as error:
             raise click.ClickException(": ".join(error.args)) from None
-        except (NotFound, InvalidJSON, AlreadyRunning) as error:
-            raise click.ClickException(str(error)) from None
 
     return wrapper
 
@@ -63,8 +61,8 @@ def translate_errors() -> Iterator[None]:
 
 
 @contextmanager
-def report_error(org_id: str) -> Iterator[list[Exception]]:
-    """Print an error of one organization, and end without it, so that a command goes on with the next organization.
+def report_error(what: str) -> Iterator[list[Exception]]:
+    """Print an error of one organization or event, and end without it, so that a command goes on with the next.
 
     Yields a list, which gets the error.
     """
@@ -74,7 +72,7 @@ def report_error(org_id: str) -> Iterator[list[Exception]]:
             yield errors
     except (database_errors.Unavailable, InvalidJSON) as error:
         errors.append(error)
-        click.echo(printable(f"Error: {org_id}: {': '.join(error.args)}"), err=True)
+        click.echo(printable(f"Error: {what}: {': '.join(error.args)}"), err=True)
 
 
 _FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)

@@ -12,13 +12,11 @@ from typing import Any
 
 import click
 
-from commands.base import check_organization, fetch_dicts, reports_errors, server_time, session, translate_errors
+from commands.base import check_organization, fetch_dicts, report_error, reports_errors, server_time, session
 from commands.evidence.trail import MAX_COMMIT_DELAY, WHERE, Filters, filter_options, lines
 from commands.output import Table
 from commands.parameters import json_option, org_option
 from database import Connection
-from database_errors import Unavailable
-from json_text import InvalidJSON
 
 Key = tuple[str, int]  # an event: its organization and id
 
@@ -45,7 +43,7 @@ SELECT_ROW = f"""
 LOOKBACKS = (timedelta(minutes=1), timedelta(hours=1), timedelta(days=1), timedelta(days=31), None)
 """The newest events are looked for by receipt, first in the last minute: on Citus ids are in no order."""
 
-PAGE = 1000  # the number of events that are shown at once to somebody who follows them
+PAGE = 1000  # the number of events that --follow shows at once
 
 
 @click.command("events")
@@ -96,17 +94,14 @@ def show_events(connection: Connection, keys: list[Key], table: Table | None) ->
     """
     rows, is_complete = [], True
     for org_id, event_id in keys:
-        try:
-            with translate_errors():
-                if table:
-                    rows += fetch_dicts(connection, SELECT_ROW, {"org_id": org_id, "id": event_id})
-                    continue
+        with report_error(f"event {event_id} of {org_id!r}") as errors:
+            if table:
+                rows += fetch_dicts(connection, SELECT_ROW, {"org_id": org_id, "id": event_id})
+            else:
                 with lines(connection, Filters(org_id, ids=[event_id])) as found:
                     for line in found:
                         click.echo(ascii_json(line.decode()), nl=False)
-        except (Unavailable, InvalidJSON) as error:
-            click.echo(f"Error: event {event_id} of {org_id!r}: {': '.join(error.args)}", err=True)
-            is_complete = False
+        is_complete = is_complete and not errors
     if table:
         table.print(rows)
     return is_complete
