@@ -49,6 +49,7 @@ CREATE INDEX audit_events_timestamp ON audit_events USING brin ("timestamp" time
 -- The events of an organization in a calendar month in UTC: the sum of `used` over its slots.
 -- A limited organization counts in slot 0, where the CHECK keeps the quota exact however many requests run at once.
 -- An unlimited one has a slot for each backend, so that its requests do not wait for each other's commit.
+-- Slot -1 is there if the quota rejected a request in the month: `check` reports it.
 CREATE TABLE monthly_usage (
     org_id text NOT NULL,
     month  date NOT NULL,  -- its first day
@@ -90,20 +91,19 @@ CREATE TABLE imports (
     PRIMARY KEY (org_id, id)
 );
 
--- A seal is the digest of what an organization received in a period. Its own digest covers the seal before, so that seals
--- form a chain: docs/evidence.md has the definition.
-CREATE TABLE seals (
-    org_id    text NOT NULL,
-    number    integer NOT NULL,  -- 1, 2 and so on
-    since     timestamptz NOT NULL,  -- the end of the period before
-    until     timestamptz NOT NULL,  -- received_at of its events is less
-    events    bigint NOT NULL,
-    digest    bytea NOT NULL,  -- SHA-256 of the period's events, as `export` writes them
-    previous  bytea NOT NULL,  -- the own digest of the seal before; of the first it is 32 zero bytes
-    seal      bytea NOT NULL,  -- its own digest
-    sealed_at timestamptz NOT NULL DEFAULT now(),
-    pruned_at timestamptz,  -- NULL: the events have to be there
-    pruned_by text,  -- the command
+-- The chain of an organization: what was sealed of it, and what was deleted since. Each entry has the digest of the entry
+-- before. docs/evidence.md has the definition of an entry.
+CREATE TABLE chain_entries (
+    org_id       text NOT NULL,
+    number       integer NOT NULL,  -- 1, 2 and so on
+    since        timestamptz NOT NULL,  -- of a seal: the end of the period before
+    until        timestamptz NOT NULL,  -- received_at of the period's events is less
+    events       bigint NOT NULL,  -- that the period has from this entry on
+    digest       bytea NOT NULL,  -- SHA-256 of these events, as `export` writes them
+    previous     bytea NOT NULL,  -- entry_digest of the entry before; of the first it is 32 zero bytes
+    reason       text,  -- NULL: a seal. Else an amendment: the command that deleted events, and the operator's words
+    entry_digest bytea NOT NULL,  -- SHA-256 of the columns above, as a line of JSON
+    made_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (org_id, number)
 );
 
@@ -183,6 +183,7 @@ BEGIN
             outcome := 'quota_exceeded';
             resets_at := to_char(v_month + interval '1 month', 'YYYY-MM-DD"T00:00:00Z"');
             remaining := CASE WHEN v_quota IS NOT NULL THEN greatest(v_quota - v_used, 0) END;
+            INSERT INTO monthly_usage (org_id, month, slot, used) VALUES (p_org_id, v_month, -1, 0) ON CONFLICT DO NOTHING;
             RETURN;
         END IF;
     END IF;

@@ -57,7 +57,7 @@ def main() -> None:
         sql.execute("VACUUM ANALYZE audit_events")  # as autovacuum does: the index on received_at needs it
         rates: dict[str, list[float]] = {"seal": [], "verify": [], "export": []}
         for number in range(ROUNDS):
-            sql.execute("DELETE FROM seals")
+            sql.execute("DELETE FROM chain_entries")
             rates["seal"].append(EVENTS / seconds_of(server.url, "seal", "--org", "acme"))
             rates["verify"].append(EVENTS / seconds_of(server.url, "verify", "--org", "acme"))
             output = ["--output", str(Path(folder) / f"{number}.ndjson")]

@@ -2,8 +2,8 @@
 
 import click
 
-from commands import config_command, events, init_db, keys, organizations, prune, quota
-from commands.evidence import export, seals, verify
+from commands import check, config_command, events, init_db, keys, organizations, prune, quota
+from commands.evidence import erase, export, seals, verify
 from commands.importer import command as importer
 from commands.importer import records
 from config import VERSION
@@ -28,7 +28,9 @@ for each in (
     seals.seal,
     seals.list_seals,
     verify.verify,
+    erase.erase,
     prune.prune,
+    check.check,
     config_command.config,
 ):
     main.add_command(each)

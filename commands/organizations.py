@@ -27,7 +27,7 @@ SELECT_ORGANIZATIONS = """
 COUNTS = """
     SELECT
         (SELECT count(*) FROM audit_events WHERE org_id = %(org_id)s) AS events,
-        (SELECT count(*) FROM seals WHERE org_id = %(org_id)s) AS seals,
+        (SELECT count(*) FROM chain_entries WHERE org_id = %(org_id)s) AS entries,
         (SELECT count(*) FROM api_keys WHERE org_id = %(org_id)s) AS keys
 """
 
@@ -36,7 +36,7 @@ SELECT_USED = """
     UNION ALL
     SELECT 1 FROM imports WHERE org_id = %(org_id)s
     UNION ALL
-    SELECT 1 FROM seals WHERE org_id = %(org_id)s
+    SELECT 1 FROM chain_entries WHERE org_id = %(org_id)s
 """
 
 COPY_ORGANIZATION = """
@@ -101,7 +101,7 @@ def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @reports_errors
 def delete(org: str, yes: bool) -> None:
-    """Delete an organization with its keys, its events and their seals. From its beginning on, requests get a 401.
+    """Delete an organization with its keys, its events and its chain. From its beginning on, requests get a 401.
 
     \b
     Examples:
@@ -112,8 +112,8 @@ def delete(org: str, yes: bool) -> None:
         check_organization(connection, org)
         [there] = fetch_dicts(connection, COUNTS, {"org_id": org})
         if not yes:
-            events, seals, keys = (counted(there[f"{noun}s"], noun) for noun in ("event", "seal", "key"))
-            what = f"{events}, {seals} and {keys}"
+            events, keys = counted(there["events"], "event"), counted(there["keys"], "key")
+            what = f"{events}, {counted(there['entries'], 'chain entry', 'chain entries')} and {keys}"
             click.confirm(f"Delete the organization {org!r} with {what}?", abort=True, err=True)
         with exclusive(connection, "import", org), exclusive(connection, "seal", org, wait=True):
             deleted = sum_shown(there["events"], delete_organization(connection, org))
@@ -194,5 +194,5 @@ def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
         pass
     connection.execute("DELETE FROM monthly_usage WHERE org_id = %(org_id)s", parameters)
     connection.execute("DELETE FROM imports WHERE org_id = %(org_id)s", parameters)
-    connection.execute("DELETE FROM seals WHERE org_id = %(org_id)s", parameters)
+    connection.execute("DELETE FROM chain_entries WHERE org_id = %(org_id)s", parameters)
     connection.execute("DELETE FROM organizations WHERE id = %(org_id)s", parameters)

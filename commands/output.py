@@ -82,9 +82,9 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 seal, 2 seals."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 event, 2 events."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def iso(value: datetime) -> str:

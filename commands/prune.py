@@ -2,26 +2,42 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from commands.base import check_organization, exclusive, reports_errors, session
-from commands.output import counted, iso, progress, show
+from commands.evidence.amendments import amend_to_nothing, reason_option
+from commands.evidence.chain import entries_of, periods_of
+from commands.output import iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
-# What was received before a time. Of an organization that has seals, only whole sealed periods count.
+# What was received before a time. Of an organization that has a chain, only whole sealed periods count.
 SELECT_PRUNABLE = """
     WITH sealed AS (
         SELECT
             org_id,
             coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until,
-            count(*) FILTER (WHERE until <= %(before)s AND pruned_at IS NULL) AS seals
-        FROM seals
-        WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+            coalesce(sum(events) FILTER (WHERE until <= %(before)s AND number > pruned), 0) AS events
+        FROM (
+            SELECT
+                e.*,
+                coalesce(max(number) FILTER (WHERE reason LIKE 'prune %%') OVER (PARTITION BY org_id), 0) AS pruned
+            FROM chain_entries e
+            WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+        ) AS e
+        WHERE (reason IS NULL OR reason LIKE 'seal %%')
+          AND NOT EXISTS (  -- periods that ended in the future
+              SELECT
+              FROM chain_entries later
+              WHERE later.org_id = e.org_id
+                AND later.number > e.number
+                AND later.since <= e.since
+                AND later.reason LIKE 'seal %%'
+          )
         GROUP BY org_id
     ), old AS (
         SELECT e.org_id, count(*) AS events, max(e.id) AS last_id
@@ -31,18 +47,11 @@ SELECT_PRUNABLE = """
           AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
         GROUP BY e.org_id
     )
-    SELECT org_id, least(%(before)s, s.until), coalesce(o.events, 0), coalesce(o.last_id, 0), coalesce(s.seals, 0)
+    SELECT org_id, least(%(before)s, s.until), coalesce(o.events, 0), coalesce(o.last_id, 0)
     FROM old o
     FULL JOIN sealed s USING (org_id)
-    WHERE o.events > 0 OR s.seals > 0
+    WHERE o.events > 0 OR s.events > 0
     ORDER BY org_id
-"""
-
-# Before the events go, so that `verify` never finds them missing.
-MARK_SEALS = """
-    UPDATE seals
-    SET pruned_at = now(), pruned_by = %(command)s
-    WHERE org_id = %(org_id)s AND until <= %(before)s AND pruned_at IS NULL
 """
 
 # Deletes a batch after the last one: going on by id, it does not meet again what was just deleted. The condition is SQL
@@ -95,10 +104,9 @@ class Prunable:
     """What an organization has to prune."""
 
     org_id: str
-    before: datetime  # when its period ends: where there are seals, with one of them
+    before: datetime  # the end of its last sealed period before the date; without a chain, the date
     events: int
     last_id: int
-    seals: int  # how many that end before are not marked as pruned yet
 
 
 @click.command("prune")
@@ -108,71 +116,76 @@ class Prunable:
     help="2026-03-01 (its beginning in UTC), 2026-03-01T12:00Z, or 400d (days ago). Without it, no events are deleted.",
 )
 @org_option
+@reason_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
 @reports_errors
-def prune(before: datetime | None, org: str | None, dry_run: bool, yes: bool) -> None:
+def prune(before: datetime | None, org: str | None, reason: str | None, dry_run: bool, yes: bool) -> None:
     """Delete events received before a date, and expired idempotency keys, in small batches.
 
-    Of an organization with seals it deletes whole sealed periods, and marks their seals: `verify` knows that they were
-    pruned. After a partition was dropped, the same command marks the seals.
+    Of an organization whose events are sealed, whole sealed periods are deleted. An entry in its chain says so first,
+    with --reason: `verify` reports it. The command does the same after a partition was dropped.
 
     \b
     Examples:
       igris-ingest prune --before 400d --dry-run
-      igris-ingest prune --before 2026-03-01 --org acme
+      igris-ingest prune --before 2026-03-01 --org acme --reason "retention of 270 days"
       igris-ingest prune                     # expired idempotency keys only
     """
     with session() as connection:
         check_organization(connection, org)
         if before:
-            prune_before(connection, before, org, dry_run=dry_run, asks=sys.stdin.isatty() and not yes)
+            asks = sys.stdin.isatty() and not yes
+            prune_before(connection, before, org, reason, dry_run=dry_run, asks=asks)
         if not dry_run:
             click.echo(f"deleted {prune_keys(connection, org)} expired idempotency keys")
 
 
-def prune_before(connection: Connection, before: datetime, org: str | None, *, dry_run: bool, asks: bool) -> None:
+def prune_before(
+    connection: Connection, before: datetime, org: str | None, reason: str | None, *, dry_run: bool, asks: bool
+) -> None:
     """Delete the events that were received before a time, and print how many. `asks` asks first."""
     if before > datetime.now(UTC):
         raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
     found = find_prunable(connection, before, org)
-    events, seals = sum(each.events for each in found), sum(each.seals for each in found)
+    events = sum(each.events for each in found)
     if dry_run or asks:
-        show([asdict(each) for each in found], ["org_id", "events", "seals"])
+        rows = [{"organization": each.org_id, "events": each.events, "before": each.before} for each in found]
+        show(rows, ["organization", "events", "before"])
     if dry_run:
-        marks = f", and {counted(seals, 'seal')} marked as pruned" if seals else ""
-        click.echo(f"{events} events received before {iso(before)} would be deleted{marks}")
+        click.echo(f"{events} events received before {iso(before)} would be deleted")
         return
     if asks:
-        marks = f", and mark {counted(seals, 'seal')} as pruned" if seals else ""
-        click.confirm(f"Delete {events} events received before {iso(before)}{marks}?", abort=True, err=True)
-    deleted = marked = 0
+        click.confirm(f"Delete {events} events received before {iso(before)}?", abort=True, err=True)
+    deleted = 0
     with progress(events, "events") as show_progress:
-        for prunable in mark_prunable(connection, before, [each.org_id for each in found]):
-            marked += prunable.seals
+        for prunable in amend_prunable(connection, before, [each.org_id for each in found], reason):
             for count in prune_events(connection, prunable):
                 deleted += count
                 show_progress(deleted, deleted)
-    marks = f", and marked {counted(marked, 'seal')} as pruned" if marked else ""
-    click.echo(f"deleted {deleted} events received before {iso(before)}{marks}")
+    click.echo(f"deleted {deleted} events received before {iso(before)}")
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
     """Return what there is to prune of all organizations, or of one."""
-    return [Prunable(*row) for row in connection.execute(SELECT_PRUNABLE, {"before": before, "org_id": org_id})]
+    query = SELECT_PRUNABLE.encode()
+    return [Prunable(*row) for row in connection.execute(query, {"before": before, "org_id": org_id})]
 
 
-def mark_prunable(connection: Connection, before: datetime, org_ids: list[str]) -> Iterator[Prunable]:
-    """Mark the seals of each organization that end before as pruned; yield what there is to prune of it.
+def amend_prunable(
+    connection: Connection, before: datetime, org_ids: list[str], words: str | None
+) -> Iterator[Prunable]:
+    """Append to the chain of each organization that nothing is left before a time; yield what there is to prune of it.
 
-    `seal` waits until the next one is asked for. What it has sealed before that counts.
+    `seal` waits meanwhile. What it sealed since `find_prunable` counts.
     """
     for org_id in org_ids:
         with exclusive(connection, "seal", org_id, wait=True):
-            for prunable in find_prunable(connection, before, org_id):
-                parameters = {**asdict(prunable), "command": f"prune --before {iso(before)}"}
-                connection.execute(MARK_SEALS, parameters)
-                yield prunable
+            found = find_prunable(connection, before, org_id)
+            for prunable in found:
+                periods = [p for p in periods_of(entries_of(connection, org_id)) if p.until <= prunable.before]
+                amend_to_nothing(connection, org_id, periods, f"prune --before {iso(before)}", words)
+        yield from found
 
 
 def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:

@@ -29,7 +29,7 @@ from database_errors import Unavailable
 from dev import postgres
 from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
 from storage import Storage
-from tests.support import Account, LockedUsageRow, assert_refused, receive, waiting_for_locks
+from tests.support import Account, LockedUsageRow, assert_refused, command, receive, waiting_for_locks
 
 
 @pytest.fixture
@@ -225,6 +225,11 @@ def test_a_full_disk_is_reported_until_there_is_room(start_service: Callable[...
         assert set(statuses[-2:]) == {503}
         ready = account.service.get("/readyz")
         assert (ready.status, ready.json["reason"]) == (503, "PostgreSQL has no room on its disk")
+        checked = command("check", database_url=server.url)
+        assert (checked.returncode, checked.stdout) == (
+            2,
+            "disk: PostgreSQL's disk does not have room for 16 MiB more\n",
+        )
         acknowledged = 1 + statuses.count(200)
         filler.unlink()
         wait_for(lambda: account.post(EVENT).status == 200)

@@ -1,11 +1,21 @@
-"""Compare a file that `export` wrote with the trail."""
+"""Compare a file that `export` wrote with the trail, and with the digests that the chain has of it."""
 
+import gzip
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import partial
-from typing import BinaryIO
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, BinaryIO
 
 import click
+
+from commands.evidence.chain import Period, exact
+from commands.evidence.trail import Filters, lines
+from commands.output import counted, printable
+from database import Connection
 
 MAX_DIFFERENCES = 100  # how many differences are named
 
@@ -19,91 +29,244 @@ _RECEIPT = re.compile(
 
 _Key = tuple[str, int]  # what lines are ordered by: the time of receipt, and the id
 
-_BEGINNING: _Key = ("", 0)  # less than the key of any line
 _END: _Key = ("~", 0)  # greater than the key of any line
 
 
-class ExportedFile:
-    """A file that `export` wrote. It is read once, period by period."""
+@dataclass(slots=True)
+class FileReport:
+    """What a file is, beside the trail."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        """Raises ClickException at a line that is not as `export` writes it, as the methods do."""
-        self.compared = 0  # how many lines were compared with the trail
-        self.skipped = 0  # how many were not: they are of no period that was asked for
-        self._lines = enumerate(iter(partial(file.readline, MAX_LINE), b""), 1)
-        self._absent = 0
-        self._first_absent = 0
-        self._differences: list[str] = []
-        self._unnamed = 0
-        self._key = _BEGINNING
-        self._next()
+    lines: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unnamed: int = 0  # problems that are not in the list
 
-    def beside(self, found: Iterable[bytes], begin: str, end: str | None = None) -> Iterator[bytes]:
-        """Yield the lines of a period of the trail, and compare those of the file with them.
-
-        `begin` and `end` are times as lines have them; None is no end. Periods have to come in their order.
-        """
-        self.skip(begin)
-        self._absent = 0
-        for line in found:
-            yield line
-            key = self._key if line == self._line else _key(line) or _BEGINNING
-            self._compare_before(key)
-            if key == self._key:
-                if line != self._line:
-                    self._differ(f"line {self._number} of the file is another one in the trail")
-                self._pass()
-            else:
-                self._first_absent = self._first_absent if self._absent else key[1]
-                self._absent += 1
-        self._compare_before(_END if end is None else (end, 0))
-
-    def compare(self, found: Iterable[bytes], begin: str, end: str | None = None) -> None:
-        """Compare the file with a period of the trail, as `beside` does. It may lack some of the events."""
-        for _ in self.beside(found, begin, end):
-            pass
-
-    def end_period(self, *, is_whole: bool) -> None:
-        """End the period. If it is whole, the file needs not have all its events: it may be an export of some."""
-        if self._absent and not is_whole:
-            self._differ(f"{self._absent} events are not in the file, the first of them is event {self._first_absent}")
-
-    def skip(self, until: str | None = None) -> None:
-        """Pass over the lines that were received before a time, or all that are left."""
-        while self._key < (_END if until is None else (until, 0)):
-            self.skipped += 1
-            self._next()
-
-    def differences(self) -> list[str]:
-        """Return how the file differs, as sentences."""
-        return [*self._differences, f"{self._unnamed} more lines differ"] if self._unnamed else self._differences
-
-    def _compare_before(self, key: _Key) -> None:
-        while self._key < key:
-            self._differ(f"line {self._number} of the file is missing in the trail")
-            self._pass()
-
-    def _pass(self) -> None:
-        self.compared += 1
-        self._next()
-
-    def _differ(self, sentence: str) -> None:
-        if len(self._differences) < MAX_DIFFERENCES:
-            self._differences.append(sentence)
+    def add(self, problem: str) -> None:
+        if len(self.problems) < MAX_DIFFERENCES:
+            self.problems.append(problem)
         else:
-            self._unnamed += 1
+            self.unnamed += 1
 
-    def _next(self) -> None:
-        before = self._key
-        self._number, self._line = next(self._lines, (0, b""))
-        key = _key(self._line) if self._line else _END
-        if key is None:
-            raise click.ClickException(f"line {self._number} of the file is not what `export` writes")
-        if key <= before:
-            raise click.ClickException(f"line {self._number} of the file is not in the order that `export` writes")
-        self._key = key
+    def shown(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        more = [f"{self.unnamed} more differences"] if self.unnamed else []
+        return {
+            "intact": not self.problems,
+            "lines": self.lines,
+            "problems": self.problems + more,
+            "notes": self.notes,
+        }
+
+
+class ExportedFile:
+    """The lines of a file, one by one. Lines that `export` can't have written are reported, and passed over."""
+
+    def __init__(self, file: BinaryIO, report: FileReport) -> None:
+        """Read the first line. Raises ClickException if the file is compressed and damaged, as `advance` does."""
+        self._report = report
+        self._lines = enumerate(_normalized(file, report), 1)
+        self.number = 0
+        self.line = b""
+        self.key: _Key = ("", 0)
+        self.digest = hashlib.sha256()  # of the lines that were passed since it was set
+        self.advance()
+
+    def advance(self) -> None:
+        """Go on with the next line; at the end, with _END."""
+        before = self.key
+        self.digest.update(self.line)
+        for number, line in self._lines:
+            self._report.lines += 1
+            key = _key(line)
+            if key and key > before:
+                self.number, self.line, self.key = number, line, key
+                return
+            order = "is not in the order that `export` writes" if key else "is not what `export` writes"
+            self._report.add(f"line {number} {order}")
+            self.digest.update(line)
+        self.number, self.line, self.key = self.number + 1, b"", _END
+
+
+def _normalized(file: BinaryIO, report: FileReport) -> Iterator[bytes]:
+    """Yield lines as `export` writes them, and note what had to be undone: gzip, a byte order mark, CRLF."""
+    notes: dict[str, None] = {}
+    try:
+        peeked = file.peek(2)[:2] if hasattr(file, "peek") else b""
+        if peeked == b"\x1f\x8b":
+            notes["the file is compressed with gzip"] = None
+            file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
+        is_first = True
+        while line := file.readline(MAX_LINE):
+            if is_first and line.startswith(b"\xef\xbb\xbf"):
+                notes["the file begins with a byte order mark"] = None
+                line = line[3:]
+            is_first = False
+            if line.endswith(b"\r\n"):
+                notes["lines of the file end with CR LF"] = None
+                line = line[:-2] + b"\n"
+            if not line.endswith(b"\n"):
+                notes["the last line of the file has no line feed"] = None
+                line += b"\n"
+            yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise click.ClickException(f"{printable(file.name)}: the compressed file is damaged") from None
+    finally:
+        report.notes += [f"{note} (no difference)" for note in notes]
 
 
 def _key(line: bytes) -> _Key | None:
     found = _RECEIPT.fullmatch(line, max(0, line.rfind(_RECEIPT_BEGINS)))
     return (found[2].decode(), int(found[1])) if found else None
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """A part of the trail that is compared at once, and what was found."""
+
+    filters: Filters
+    period: Period | None  # None: not sealed, or not all of a sealed period
+    found: FileReport = field(default_factory=FileReport)
+    missing: int = 0  # events of the trail that the file does not have
+    first_missing: _Key = _END
+
+    @property
+    def since(self) -> _Key:
+        return _bound(self.filters.since, ("", 0))
+
+    @property
+    def until(self) -> _Key:
+        return _bound(self.filters.until, _END)
+
+
+def compare_file(connection: Connection, filters: Filters, periods: list[Period], file: BinaryIO) -> FileReport:
+    """Compare a file with the trail, where `filters` say which events were exported.
+
+    1. Without `since` and `until`, the file's period is that of the sealed periods which its lines are of.
+    2. Each sealed period is compared line by line.
+    3. If the file has a period as an entry of the chain says, the file is right: the difference is the trail's.
+    4. Of what is not sealed yet, the file may lack events.
+    """
+    report = FileReport()
+    exported = ExportedFile(file, report)
+    if exported.key == _END and not (filters.since and filters.until):
+        report.add("the file has no events")
+    outside = _pass(exported, _bound(filters.since, ("", 0)))
+    missing, first_missing = 0, _END
+    is_before = filters.since is None
+    for stretch in _stretches(filters, periods):
+        if is_before and exported.key >= stretch.until:
+            continue
+        if exported.key == _END and not filters.until:
+            break
+        is_before = False
+        _compare_before(exported, stretch.since, report)
+        _compare(connection, stretch, exported)
+        _report(stretch, report)
+        if stretch.missing and not missing:
+            first_missing = stretch.first_missing
+        missing += stretch.missing
+    if filters.until:
+        outside += _pass(exported, _END)
+    _compare_before(exported, _END, report)
+    if outside:
+        report.notes.append(f"{counted(outside, 'line')} outside of --since and --until: not compared")
+    if missing:
+        received, number = first_missing
+        report.add(f"{counted(missing, 'event')} of the trail missing, the first is event {number} of {received}")
+    return report
+
+
+def _bound(moment: datetime | None, default: _Key) -> _Key:
+    return (exact(moment), 0) if moment else default
+
+
+def _stretches(filters: Filters, periods: list[Period]) -> Iterator[_Stretch]:
+    """Yield what is to be compared, in its order."""
+    for period in periods:
+        since = max(period.since, filters.since or period.since)
+        until = min(period.until, filters.until or period.until)
+        if since < until:
+            is_whole = since == period.since and until == period.until
+            yield _Stretch(replace(filters, since=since, until=until), period if is_whole else None)
+    sealed_until = periods[-1].until if periods else None
+    since_unsealed = max((each for each in (sealed_until, filters.since) if each), default=None)
+    if not (filters.until and since_unsealed and filters.until <= since_unsealed):
+        yield _Stretch(replace(filters, since=since_unsealed), None)
+
+
+def _pass(exported: ExportedFile, until: _Key) -> int:
+    passed = 0
+    while exported.key < until:
+        exported.advance()
+        passed += 1
+    return passed
+
+
+def _compare_before(exported: ExportedFile, until: _Key, report: FileReport) -> None:
+    while exported.key < until:
+        report.add(f"line {exported.number} (event {exported.key[1]}) is missing from the trail")
+        exported.advance()
+
+
+def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) -> None:
+    exported.digest = hashlib.sha256()
+    first_line = exported.number
+    is_sealed = stretch.period is not None or stretch.filters.until is not None
+    with lines(connection, stretch.filters) as found:
+        for line in found:
+            key = exported.key if line == exported.line else _key(line) or _END
+            _compare_before(exported, key, stretch.found)
+            if key != exported.key:
+                stretch.missing += is_sealed
+                stretch.first_missing = min(stretch.first_missing, key)
+                continue
+            if line != exported.line:
+                names = ", ".join(_differing(_parsed(exported.line), _parsed(line)))
+                stretch.found.add(
+                    f"line {exported.number} (event {key[1]}) differs from the trail: {names or 'spelling'}"
+                )
+            exported.advance()
+    _compare_before(exported, stretch.until, stretch.found)
+    period = stretch.period
+    if not period or not (stretch.found.problems or stretch.missing):
+        return
+    named = f"{counted(exported.number - first_line, 'line')} from line {first_line} on"
+    before = [entry for entry in period.entries if entry.digest == exported.digest.digest()]
+    if before:
+        why = (
+            f"entry {period.newest.number} amended the period"
+            if before[-1] is not period.newest
+            else "the trail differs"
+        )
+        stretch.found = FileReport(notes=[f"{named}: as entry {before[-1].number} has them; {why}"])
+        stretch.missing = 0
+    elif not period.newest.events and period.newest.is_amendment:
+        problem = (
+            f"{named}: not as entry {period.entries[0].number} sealed them; entry {period.newest.number} deleted them"
+        )
+        stretch.found = FileReport(problems=[problem])
+
+
+def _parsed(line: bytes) -> Any:
+    """Return the members of a line. A number can have more digits than Python converts, and stays a text."""
+    try:
+        return json.loads(line, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the members in which two events differ."""
+    for name in dict.fromkeys([*one, *other]):
+        if one.get(name) != other.get(name):
+            if name == "receipt" and not prefix:
+                yield from _differing(one.get(name, {}), other.get(name, {}), "receipt.")
+            else:
+                yield f"{prefix}{name}"
+
+
+def _report(stretch: _Stretch, report: FileReport) -> None:
+    report.notes += stretch.found.notes
+    for problem in stretch.found.problems:
+        report.add(problem)
+    report.unnamed += stretch.found.unnamed

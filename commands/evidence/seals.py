@@ -1,40 +1,50 @@
-"""`seal` and `seals`: digest what was received, so that `verify` can show later that it is whole; list the digests.
+"""`seal` and `seals`: extend the chain of each organization over what was received since, and print it."""
 
-docs/evidence.md has the definition of a seal for auditors. It needs nothing of this program.
-"""
-
-import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, time, timedelta
-from typing import Any
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time, timedelta
 
 import click
-from psycopg.rows import class_row
 
-from commands.base import NotFound, exclusive, lock_partitions, report_error, reports_errors, server_time, session
+from commands.base import (
+    NotFound,
+    check_organization,
+    exclusive,
+    lock_partitions,
+    report_error,
+    reports_errors,
+    server_time,
+    session,
+)
+from commands.evidence.amendments import full_reason, reason_option
+from commands.evidence.chain import (
+    BEGINNING,
+    CLOCK_WAS_AHEAD,
+    NO_EVENTS,
+    SELECT_SEALED_UNTIL,
+    Entry,
+    append,
+    digest_of,
+    entries_of,
+    exact,
+    following,
+    periods_of,
+)
 from commands.evidence.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
 from commands.output import printable
 from commands.parameters import json_option, org_option
 from database import Connection
+from database_errors import Unavailable
 
 SEALING_DELAY = 3 * MAX_COMMIT_DELAY
 """What was received a minute ago is committed, or never will be, but for a commit that waits for a standby."""
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # from here on the first seal of an organization covers what was received
+MAX_CLOCK_DIFFERENCE = timedelta(minutes=1)  # between PostgreSQL's machine and ours
 
-SELECT_SEALS = """
-    SELECT org_id, number, since, until, events, digest, previous, seal, sealed_at, pruned_at, pruned_by
-    FROM seals
-    WHERE org_id = %(org_id)s
-    ORDER BY number
-"""
+SELECT_ORGANIZATIONS = "SELECT id FROM organizations ORDER BY id"
 
-SELECT_LAST_SEAL = f"{SELECT_SEALS} DESC LIMIT 1"
-
-SELECT_ORGANIZATIONS = "SELECT id FROM organizations UNION SELECT org_id FROM seals ORDER BY id"
+SELECT_CHAINS = "SELECT id FROM organizations UNION SELECT org_id FROM chain_entries ORDER BY id"
 
 # The days, in UTC, on which something was received that is not sealed.
 SELECT_DAYS = """
@@ -44,82 +54,48 @@ SELECT_DAYS = """
     ORDER BY day
 """
 
-INSERT_SEAL = """
-    INSERT INTO seals (org_id, number, since, until, events, digest, previous, seal)
-    VALUES (%(org_id)s, %(number)s, %(since)s, %(until)s, %(events)s, %(digest)s, %(previous)s, %(seal)s)
-    RETURNING sealed_at
-"""
+SELECT_CREATED = "SELECT created_at FROM organizations WHERE id = %(org_id)s"
 
-
-@dataclass(slots=True)
-class Seal:
-    """A row of `seals`: the columns are explained in schema.sql."""
-
-    org_id: str
-    number: int
-    since: datetime
-    until: datetime
-    events: int
-    digest: bytes
-    previous: bytes
-    seal: bytes = b""
-    sealed_at: datetime | None = None
-    pruned_at: datetime | None = None
-    pruned_by: str | None = None
-
-    def text(self) -> str:
-        """Return the line whose SHA-256, with a line break, is the seal's own digest."""
-        since, until = exact(self.since), exact(self.until)
-        return f"{self.number} {since} {until} {self.events} {self.digest.hex()} {self.previous.hex()} {self.org_id}"
-
-    def own_digest(self) -> bytes:
-        return hashlib.sha256(f"{self.text()}\n".encode()).digest()
-
-    def shown(self) -> dict[str, Any]:
-        """Return the seal for JSON."""
-        return {
-            "organization": self.org_id,
-            "number": self.number,
-            "since": exact(self.since),
-            "until": exact(self.until),
-            "events": self.events,
-            "digest": self.digest.hex(),
-            "previous": self.previous.hex(),
-            "seal": self.seal.hex(),
-            "sealedAt": self.sealed_at and exact(self.sealed_at),
-            "prunedAt": self.pruned_at and exact(self.pruned_at),
-            "prunedBy": self.pruned_by,
-        }
-
-
-def exact(moment: datetime) -> str:
-    """Return a time in UTC, always to the microsecond."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+DAY = timedelta(days=1)
 
 
 @click.command("seal")
 @org_option
+@click.option(
+    "--clock-was-ahead", is_flag=True, help="Go on after PostgreSQL's clock was ahead. Needs --org and --reason."
+)
+@reason_option
 @json_option
 @reports_errors
-def seal(org: str | None, as_json: bool) -> None:
-    """Seal what was received since the last seal, up to a minute ago. The events of a seal are of one day in UTC.
+def seal(org: str | None, clock_was_ahead: bool, reason: str | None, as_json: bool) -> None:
+    """Seal what was received since the last seal, up to a minute ago, and print the new entries of the chain.
 
-    It prints the new seals. Keep the last one elsewhere, too: `verify --head` compares with it.
+    Each day in UTC that has ended gets a seal, also without events. Keep the entries elsewhere, too: `verify --heads`
+    compares them with the chain.
 
     \b
     Examples:
       igris-ingest seal
       igris-ingest seal --org acme --json
+      igris-ingest seal --org acme --clock-was-ahead --reason "clock set to 2027 by mistake"
     """
+    if clock_was_ahead and not (org and reason):
+        raise click.UsageError("--clock-was-ahead needs --org and --reason.")
+    if reason and not clock_was_ahead:
+        raise click.UsageError("--reason is for --clock-was-ahead.")
     with session() as connection:
-        names = organizations(connection, org)
+        check_clock(connection)
+        check_organization(connection, org)
+        names = [org] if org else [name for (name,) in connection.execute(SELECT_ORGANIZATIONS)]
         end = server_time(connection) - SEALING_DELAY
         await_storing(connection)
         failed = False
         for org_id in names:
             with report_error(org_id) as errors:
+                if clock_was_ahead:
+                    print_entries([set_back(connection, org_id, end, str(reason))], as_json)
                 for made in seal_organization(connection, org_id, end):
-                    _echo(made, as_json)
+                    print_entries(made, as_json)
             failed = failed or bool(errors)
     sys.exit(1 if failed else 0)
 
@@ -129,81 +105,111 @@ def seal(org: str | None, as_json: bool) -> None:
 @json_option
 @reports_errors
 def list_seals(org: str | None, as_json: bool) -> None:
-    """Print all seals again, as `seal` did. JSON has the time and the command of a prune, too.
+    """Print the chain: for each entry its SHA-256, two spaces, and the line of JSON that it is the SHA-256 of.
 
     \b
     Examples:
       igris-ingest seals --org acme
     """
     with session() as connection:
-        for org_id in organizations(connection, org):
-            for made in seals_of(connection, org_id):
-                _echo(made, as_json)
+        names = [name for (name,) in connection.execute(SELECT_CHAINS)]
+        if org and org not in names:
+            raise NotFound(f"there is no organization {org!r}")
+        for org_id in [org] if org else names:
+            print_entries(entries_of(connection, org_id), as_json)
 
 
-def _echo(made: Seal, as_json: bool) -> None:
-    click.echo(json.dumps(made.shown()) if as_json else printable(f"{made.seal.hex()}  {made.text()}"))
+def print_entries(entries: list[Entry], as_json: bool) -> None:
+    for entry in entries:
+        line = json.dumps(entry.shown()) if as_json else f"{entry.entry_digest.hex()}  {entry.line()}"
+        click.echo(printable(line))
 
 
-def organizations(connection: Connection, org_id: str | None) -> list[str]:
-    """Return the names of all organizations, also of those of which only seals are left, or the one that is named.
+def check_clock(connection: Connection) -> None:
+    """Raise Unavailable if PostgreSQL's clock and this machine's differ by more than a minute."""
+    earliest = datetime.now(UTC) - MAX_CLOCK_DIFFERENCE
+    theirs = server_time(connection)
+    ours = datetime.now(UTC)
+    if not earliest <= theirs <= ours + MAX_CLOCK_DIFFERENCE:
+        raise Unavailable(
+            f"PostgreSQL's clock is at {exact(theirs)}, and this machine's at {exact(ours)}: nothing is sealed. Set "
+            "the clock that is wrong"
+        )
 
-    Raises NotFound.
+
+def seal_organization(connection: Connection, org_id: str, end: datetime) -> Iterator[list[Entry]]:
+    """Seal what an organization received until `end`, day by day; yield the entries of each step.
+
+    1. Days that have ended without events get a seal each, in one transaction.
+    2. The next day with events gets its seal; today's ends at `end`.
+
+    It can be stopped at any time. Raises Unavailable if the last period ends in the future.
     """
-    names = [name for (name,) in connection.execute(SELECT_ORGANIZATIONS)]
-    if org_id and org_id not in names:
-        raise NotFound(f"there is no organization {org_id!r}")
-    return [org_id] if org_id else names
-
-
-def seals_of(connection: Connection, org_id: str) -> list[Seal]:
-    """Return the seals of an organization, the oldest first."""
-    return connection.cursor(row_factory=class_row(Seal)).execute(SELECT_SEALS, {"org_id": org_id}).fetchall()
-
-
-def seal_organization(connection: Connection, org_id: str, end: datetime) -> Iterator[Seal]:
-    """Seal what an organization received until `end`, day by day; yield each seal. It can be stopped at any time."""
-    last = _last_seal(connection, org_id)
-    if last.until > server_time(connection):
-        ahead = f"the last seal ends at {exact(last.until)}, which PostgreSQL's clock has not reached"
-        click.echo(f"{printable(org_id)}: nothing is sealed: {ahead}", err=True)
+    since = sealed_until(connection, org_id)
+    if since and since > server_time(connection):
+        raise Unavailable(
+            f"the last seal ends at {exact(since)}, in the future: nothing is sealed. If PostgreSQL's clock is right, "
+            "go on with --clock-was-ahead"
+        )
     with connection.transaction():
         lock_partitions(connection)
-        period = {"org_id": org_id, "since": last.until, "until": end}
-        days = connection.execute(SELECT_DAYS, period).fetchall()
-    for (day,) in days:
-        until = min(end, datetime.combine(day, time(), UTC) + timedelta(days=1))
+        period = {"org_id": org_id, "since": since or BEGINNING, "until": end}
+        days = [_midnight(day) for (day,) in connection.execute(SELECT_DAYS, period)]
+    created = connection.execute(SELECT_CREATED, period).fetchone()
+    if since is None:  # the first entry begins with 1970, and ends with the first day that can have events
+        firsts = [*days[:1], *(_midnight(moment.astimezone(UTC)) for moment in created or ())]
+        since = min(firsts, default=end)
+    for day in [*days, None]:
         with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
             lock_partitions(connection)
-            made = _seal_until(connection, org_id, until)
+            made = _seal_until(connection, org_id, since, day, end)
         if made:
             yield made
 
 
-def _seal_until(connection: Connection, org_id: str, until: datetime) -> Seal | None:
-    """Seal what was received between the last seal and a time. Return None if that is nothing."""
-    last = _last_seal(connection, org_id)
-    with lines(connection, Filters(org_id, last.until, until)) as found:
-        digest, events = digest_of(found)
-    if not events:
-        return None
-    made = Seal(org_id, last.number + 1, last.until, until, events, digest, last.seal)
-    made.seal = made.own_digest()
-    [(made.sealed_at,)] = connection.execute(INSERT_SEAL, asdict(made)).fetchall()
+def _seal_until(
+    connection: Connection, org_id: str, first: datetime, day: datetime | None, end: datetime
+) -> list[Entry]:
+    """Seal the quiet days before a day, and the events of that day; without one, the quiet days until `end`."""
+    begun = sealed_until(connection, org_id)
+    since, at = (begun, begun) if begun else (BEGINNING, first)
+    sealed: list[tuple[datetime, datetime, int, bytes]] = []
+    while (until := _midnight(at) + DAY) <= (day or end):
+        sealed.append((since, until, 0, NO_EVENTS))
+        since = at = until
+    if day and at < (until := min(end, day + DAY)):
+        with lines(connection, Filters(org_id, since, until)) as found:
+            events, digest = digest_of(found)
+        if events or until == day + DAY:
+            sealed.append((since, until, events, digest))
+    made = following(connection, org_id, sealed)
+    append(connection, made)
     return made
 
 
-def _last_seal(connection: Connection, org_id: str) -> Seal:
-    """Return the last seal, or what stands for one before the first."""
-    cursor = connection.cursor(row_factory=class_row(Seal))
-    last = cursor.execute(SELECT_LAST_SEAL, {"org_id": org_id}).fetchone()
-    return last or Seal(org_id, 0, BEGINNING, BEGINNING, 0, b"", b"", bytes(32))
+def set_back(connection: Connection, org_id: str, end: datetime, reason: str) -> Entry:
+    """End the last sealed period at `end` instead of in the future, and return the entry that says so.
+
+    Later seals cover again what is sealed beyond `end`. Raises Unavailable if no period ends in the future.
+    """
+    with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
+        lock_partitions(connection)
+        ahead = [period for period in periods_of(entries_of(connection, org_id)) if period.until > end + SEALING_DELAY]
+        if not ahead or ahead[0].since >= end:
+            raise Unavailable("no seal ends in the future, or its period has just begun: nothing to set back")
+        with lines(connection, Filters(org_id, ahead[0].since, end)) as found:
+            events, digest = digest_of(found)
+        period = (ahead[0].since, end, events, digest)
+        [made] = following(connection, org_id, [period], full_reason(CLOCK_WAS_AHEAD, reason))
+        append(connection, [made])
+    return made
 
 
-def digest_of(found: Iterable[bytes]) -> tuple[bytes, int]:
-    """Return the SHA-256 of the lines of events, and their number."""
-    digest, events = hashlib.sha256(), 0
-    for line in found:
-        digest.update(line)
-        events += 1
-    return digest.digest(), events
+def sealed_until(connection: Connection, org_id: str) -> datetime | None:
+    """Return the end of the last sealed period; None if nothing is sealed."""
+    row = connection.execute(SELECT_SEALED_UNTIL, {"org_id": org_id}).fetchone()
+    return row and row[0]
+
+
+def _midnight(moment: datetime | date) -> datetime:
+    return datetime.combine(moment, time(), UTC)

@@ -105,17 +105,25 @@ WHERE = """
     AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s))
 """
 
-# OFFSET keeps PostgreSQL from making the texts first, and sorting them: a small row can have a text of 16 MB.
-SORTED = f"(SELECT * FROM audit_events WHERE {WHERE} ORDER BY received_at, id OFFSET 0)"
 
-# The delimiter and the quote are in no line, since JSON escapes them: so COPY writes the lines as they are.
-COPY_LINES = f"""
-    COPY (SELECT {LINE} FROM {SORTED} AS e)
-    TO STDOUT (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ENCODING 'UTF8')
-"""
+def _sorted(condition: str) -> str:
+    # OFFSET keeps PostgreSQL from making the texts first, and sorting them: a small row can have a text of 16 MB
+    return f"(SELECT * FROM audit_events WHERE {WHERE} AND {condition} ORDER BY received_at, id OFFSET 0)"
+
+
+def copy_lines(condition: str = "true") -> str:
+    """Return the statement that writes the events of `Filters` as lines. `condition` is more SQL for its WHERE."""
+    # the delimiter and the quote are in no line, since JSON escapes them: so COPY writes the lines as they are
+    return f"""
+        COPY (SELECT {LINE} FROM {_sorted(condition)} AS e)
+        TO STDOUT (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ENCODING 'UTF8')
+    """
+
+
+COPY_LINES = copy_lines()
 
 COPY_CSV = f"""
-    COPY (SELECT {CELLS} FROM {SORTED} AS e)
+    COPY (SELECT {CELLS} FROM {_sorted("true")} AS e)
     TO STDOUT (FORMAT csv, HEADER, ENCODING 'UTF8')
 """
 
@@ -182,10 +190,13 @@ def count(connection: Connection, filters: Filters) -> int:
 
 
 @contextmanager
-def lines(connection: Connection, filters: Filters, query: str = COPY_LINES) -> Iterator[Iterable[bytes]]:
-    """Open the events in the order of their receipt, each as a line of canonical JSON, or whatever `query` makes of it.
+def lines(
+    connection: Connection, filters: Filters, query: str = COPY_LINES, parameters: dict[str, Any] | None = None
+) -> Iterator[Iterable[bytes]]:
+    """Open the events in the order of their receipt, each as a line of canonical JSON, or as `query` writes it.
 
-    They take no memory that grows with their number; PostgreSQL sorts on its disk what is larger than its `work_mem`.
+    `parameters` are those of `query` beside the filters. The lines take no memory that grows with their number;
+    PostgreSQL sorts on its disk what is larger than its `work_mem`.
     """
-    with psycopg.Cursor(connection).copy(query.encode(), asdict(filters)) as copy:
+    with psycopg.Cursor(connection).copy(query.encode(), {**(parameters or {}), **asdict(filters)}) as copy:
         yield map(bytes, copy)

@@ -1,185 +1,397 @@
-"""`verify`: show that what was sealed is still whole, or what is not."""
+"""`verify`: report whether the trail is intact, or what is not."""
 
 import json
-import re
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, pairwise
 from typing import Any, BinaryIO
 
 import click
 
-from commands.base import report_error, reports_errors, snapshot
-from commands.evidence.compare_export import ExportedFile
-from commands.evidence.seals import BEGINNING, Seal, digest_of, exact, organizations, seals_of
-from commands.evidence.trail import Filters, count, lines
+from commands.base import NotFound, report_error, reports_errors, server_time, snapshot
+from commands.evidence.amendments import WAS_NOT_INTACT
+from commands.evidence.chain import (
+    BEGINNING,
+    Entry,
+    Period,
+    broken_links,
+    digest_of,
+    entries_of,
+    exact,
+    periods_of,
+)
+from commands.evidence.compare_export import FileReport, compare_file
+from commands.evidence.heads import compare_heads, read_heads
+from commands.evidence.trail import Filters, count, filter_options, lines
 from commands.output import counted, printable, progress
-from commands.parameters import Moment, json_option, org_option
+from commands.parameters import json_option, org_option
 from database import Connection
 
-NOT_WHOLE = 3  # the exit status if anything is not as it was sealed
+NOT_INTACT = 3  # the exit status if the trail is not as it was sealed
+FILE_NOT_INTACT = 4  # the exit status if only the file of --export is not
+
+MAX_WAIT = timedelta(days=1)  # how long an event, or the end of a day, may wait for its seal
+
+# Organizations, also those of which only entries or events are left.
+SELECT_ORGANIZATIONS = """
+    SELECT id, true FROM organizations
+    UNION ALL
+    SELECT org_id, false
+    FROM (
+        SELECT org_id FROM chain_entries UNION SELECT org_id FROM audit_events
+    ) AS used
+    WHERE NOT EXISTS (SELECT FROM organizations o WHERE o.id = org_id)
+    ORDER BY 1
+"""
+
+# Events without a time of receipt that a period could have.
+COUNT_TIMELESS = """
+    SELECT count(*)
+    FROM audit_events
+    WHERE org_id = %(org_id)s
+      AND (received_at IS NULL OR received_at < '1970-01-01Z' OR received_at >= 'infinity')
+"""
+
+SELECT_OLDEST = """
+    SELECT min(received_at)
+    FROM audit_events
+    WHERE org_id = %(org_id)s AND received_at >= %(since)s
+"""
+
+SELECT_CREATED = "SELECT created_at FROM organizations WHERE id = %(org_id)s"
 
 
-class Digest(click.ParamType[str]):
-    name = "digest"
+class Days(click.ParamType[timedelta]):
+    name = "days"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch("[0-9a-f]{64}", value):
-            self.fail("must be the 64 hexadecimal digits of a seal", param, ctx)
-        return value
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        number = value.removesuffix("d")
+        if not (number.isascii() and number.isdigit() and len(number) <= 5):
+            self.fail(f"{value!r} is not a number of days, such as 400d", param, ctx)
+        return timedelta(days=int(number))
+
+
+def _cited(entry: Entry) -> str:
+    date = f", {entry.made_at:%Y-%m-%d}" if entry.made_at else ""
+    return f"entry {entry.number}{date}: {entry.reason}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found of an organization."""
+
+    organization: str
+    head: Entry | None = None  # the last entry of the chain
+    entries: int = 0
+    events: int = 0  # that are as they were sealed
+    since: datetime | None = None  # the beginning of the first period that is not pruned
+    pruned_by: Entry | None = None
+    unsealed: int = 0
+    amendments: list[str] = field(default_factory=list)
+    vouched: str = ""
+    file: FileReport | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        """Return the report for JSON. `verify --heads` reads its `head`."""
+        content = {
+            "organization": self.organization,
+            "intact": not self.problems,
+            "problems": self.problems,
+            "amendments": self.amendments,
+            "events": self.events,
+            "since": self.since and exact(self.since),
+            "unsealedEvents": self.unsealed,
+            "entries": self.entries,
+            "head": self.head and self.head.shown(),
+        }
+        if self.vouched:
+            content["vouched"] = self.vouched
+        if self.file:
+            content["export"] = self.file.shown()
+        return content
+
+    def sentences(self) -> Iterator[str]:
+        """Yield the report as a person reads it: problems, amendments, and in the end the result."""
+        yield from self.problems
+        yield from self.amendments
+        if self.vouched:
+            yield self.vouched
+        if self.file:
+            file = self.file.shown()
+            yield from (f"file: {text}" for text in file["problems"] + file["notes"])
+            yield f"file: {'NOT INTACT' if file['problems'] else 'intact'}: {counted(file['lines'], 'line')} compared"
+        if self.problems:
+            yield f"NOT INTACT: {counted(len(self.problems), 'problem')}, above"
+            return
+        if not self.head:
+            yield f"nothing is sealed yet; {counted(self.unsealed, 'event')} not sealed"
+            return
+        since = f" since {self.since:%Y-%m-%d}" if self.since else ""
+        pruned = f"; before that the trail was pruned ({_cited(self.pruned_by)})" if self.pruned_by else ""
+        yield (
+            f"intact: {counted(self.events, 'event')}{since}{pruned}; {counted(self.unsealed, 'event')} not sealed yet"
+            f"; the last entry is {self.head.number}, {self.head.entry_digest.hex()}"
+        )
 
 
 @click.command("verify")
 @org_option
-@click.option("--since", type=Moment(), help="Only seals of what was received from then on.")
-@click.option("--until", type=Moment(), help="Only seals of what was received before.")
-@click.option("--head", type=Digest(), help="A seal that was kept elsewhere: the chain has to contain it.")
+@filter_options
+@click.option("--heads", type=click.File("rb"), help="What `seal --json` or `verify --json` printed, and was kept.")
+@click.option("--kept-for", type=Days(), help="400d: what is younger must not have been pruned or erased.")
 @click.option(
-    "--export",
-    "exported",
-    type=click.File("rb"),
-    help="A file that `export` wrote: its lines are compared, too.",
+    "--export", "exported", type=click.File("rb"), help="Compare a file that `export` wrote, too. Needs --org."
 )
 @json_option
 @reports_errors
 def verify(
     org: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    head: str | None,
+    heads: BinaryIO | None,
+    kept_for: timedelta | None,
     exported: BinaryIO | None,
     as_json: bool,
+    **conditions: Any,
 ) -> None:
-    """Compute all seals again, and say what is not as it was sealed. Exit status 3: something is not.
+    """Compute all entries of the chain again, and report whether the trail is intact.
+
+    --since and --until choose the sealed periods. With --export they, --type and so on are those of the export. Exit
+    status: 0 intact, 1 could not verify, 3 the trail is not intact, 4 only the file is not.
 
     \b
     Examples:
       igris-ingest verify
+      igris-ingest verify --heads heads.ndjson --kept-for 400d
       igris-ingest verify --org acme --export acme-2026-09.ndjson
     """
-    if (head or exported) and not org:
-        raise click.UsageError("--head and --export need --org.")
-    is_whole = True
+    if exported and not org:
+        raise click.UsageError("--export needs --org.")
+    filters = Filters(org, **conditions)
+    if not exported and filters != Filters(org, filters.since, filters.until):
+        raise click.UsageError("--type, --tool, --action and --key need --export.")
+    kept = read_heads(heads) if heads else None
+    is_intact, file_is_intact, failed = True, True, False
     with snapshot() as connection:
-        failed = False
-        for org_id in organizations(connection, org):
+        for org_id, is_known in _organizations(connection, org, kept or {}).items():
             with report_error(org_id) as errors, connection.transaction():
-                report = verify_organization(connection, org_id, since, until, head, exported)
-                is_whole = is_whole and not report["problems"]
-                click.echo(json.dumps(report) if as_json else _as_text(report))
+                entries = entries_of(connection, org_id)
+                of_org = None if kept is None else kept.get(org_id, [])
+                report = verify_organization(
+                    connection, org_id, entries, filters.since, filters.until, of_org, kept_for
+                )
+                if not is_known:
+                    report.problems.insert(0, _gone(report))
+                if exported:
+                    report.file = compare_file(connection, filters, periods_of(entries), exported)
+                    file_is_intact = not report.file.problems
+                is_intact = is_intact and not report.problems
+                if as_json:
+                    click.echo(json.dumps(report.shown()))
+                else:
+                    click.echo("\n".join(printable(f"{org_id}: {sentence}") for sentence in report.sentences()))
             failed = failed or bool(errors)
-    sys.exit(NOT_WHOLE if not is_whole else 1 if failed else 0)
+    sys.exit(NOT_INTACT if not is_intact else 1 if failed else 0 if file_is_intact else FILE_NOT_INTACT)
+
+
+def _organizations(connection: Connection, org_id: str | None, kept: dict[str, list[Entry]]) -> dict[str, bool]:
+    """Return the names of organizations, and whether the table of organizations has them. Raises NotFound."""
+    found = dict.fromkeys(kept, False) | dict(connection.execute(SELECT_ORGANIZATIONS).fetchall())
+    if org_id is None:
+        return found
+    if org_id not in found:
+        raise NotFound(f"there is no organization {org_id!r}")
+    return {org_id: found[org_id]}
+
+
+def _gone(report: Report) -> str:
+    if report.head or report.unsealed:
+        return (
+            f"{counted(report.unsealed + report.events, 'event')} and {counted(report.entries, 'entry', 'entries')} of "
+            "an organization that is not in the table of organizations: its row was deleted, or they were added"
+        )
+    return "the organization is gone, with its events and its chain, of which entries were kept: ask who deleted it"
 
 
 def verify_organization(
     connection: Connection,
     org_id: str,
+    entries: list[Entry],
     since: datetime | None = None,
     until: datetime | None = None,
-    head: str | None = None,
-    exported: BinaryIO | None = None,
-) -> dict[str, Any]:
-    """Return what `verify` reports of an organization: its seals, the head of the chain, the problems as sentences.
+    kept: list[Entry] | None = None,
+    kept_for: timedelta | None = None,
+) -> Report:
+    """Return what `verify` reports of an organization with this chain.
 
-    Raises ClickException if `exported` is no file that `export` wrote.
+    `since` and `until` choose sealed periods. `kept` are entries that were kept elsewhere. What is younger than
+    `kept_for` must not have been deleted.
     """
-    seals = seals_of(connection, org_id)
-    problems = [*_broken_links(seals)]
-    if head and head not in {seal.seal.hex() for seal in seals}:
-        problems.append(f"no seal is {head}: the chain is another one than it was")
-    if older := count(connection, Filters(org_id, until=BEGINNING)):
-        problems.append(f"{older} events are older than the first seal's beginning")
-    chosen = [seal for seal in seals if (not since or seal.until > since) and (not until or seal.since < until)]
-    whole = done = 0
-    file = ExportedFile(exported) if exported else None
-    if file and not since:
-        file.compare((), "", exact(BEGINNING))
-    with progress(sum(seal.events for seal in chosen), "events") as show_progress:
-        for seal in chosen:
-            found = _differences(connection, seal, file)
-            problems += found
-            whole += 0 if found or seal.pruned_at else seal.events
-            done += seal.events
+    periods = periods_of(entries)
+    now = server_time(connection)
+    report = Report(org_id, head=entries[-1] if entries else None, entries=len(entries))
+    report.problems += broken_links(entries)
+    report.since, report.pruned_by = _kept_since(periods)
+    vouched_number = 0
+    if kept is not None:
+        vouched = compare_heads(entries, kept)
+        report.problems += vouched.problems
+        vouched_number = vouched.newest.number if vouched.newest else 0
+    _add_amendments(report, entries, periods, None if kept is None else vouched_number)
+    if kept_for is not None:
+        report.problems += _deleted_since(entries, now - kept_for)
+    [(timeless,)] = connection.execute(COUNT_TIMELESS, {"org_id": org_id}).fetchall()
+    if timeless:
+        report.problems.append(
+            f"{counted(timeless, 'event')} without a time of receipt that a period has: before 1970, infinite or none. "
+            "The service stores no such event: ask who has written to audit_events"
+        )
+    chosen = [p for p in periods if (not since or p.until > since) and (not until or p.since < until)]
+    with progress(sum(period.newest.events for period in chosen), "events") as show_progress:
+        done = 0
+        for group in _groups(chosen):
+            found = list(_differences(connection, org_id, group))
+            report.problems += found
+            events = sum(period.newest.events for period in group)
+            report.events += 0 if found else events
+            done += events
             show_progress(done, done)
-    last = seals[-1] if seals else None
-    of_file: dict[str, int] = {}
-    if file:
-        if not until:  # what is not sealed yet
-            sealed_until = last.until if last else BEGINNING
-            with lines(connection, Filters(org_id, sealed_until)) as unsealed:
-                file.compare(unsealed, exact(sealed_until))
-        file.skip()
-        problems += file.differences()
-        of_file = {"linesCompared": file.compared, "linesNotCompared": file.skipped}
-    return {
-        "organization": org_id,
-        "seals": len(chosen),
-        "pruned": sum(seal.pruned_at is not None for seal in chosen),
-        "prunedUntil": max((exact(seal.until) for seal in chosen if seal.pruned_at), default=None),
-        "wholeEvents": whole,
-        "unsealedEvents": count(connection, Filters(org_id, since=last.until if last else None)),
-        "head": last and last.seal.hex(),
-        **of_file,
-        "problems": problems,
-    }
-
-
-def _as_text(report: dict[str, Any]) -> str:
-    state = "NOT WHOLE" if report["problems"] else "whole" if report["seals"] else "nothing to verify"
-    pruned = f", {report['pruned']} of them pruned until {report['prunedUntil']}" if report["pruned"] else ""
-    compared = (
-        f"; {report['linesCompared']} lines of the file compared, {report['linesNotCompared']} not"
-        if "linesCompared" in report
-        else ""
+    report.unsealed = count(connection, Filters(org_id, periods[-1].until if periods else None)) - (
+        0 if periods else timeless
     )
-    summary = (
-        f"{state}; {counted(report['seals'], 'seal')}{pruned}; {report['wholeEvents']} events as they were sealed, "
-        f"{report['unsealedEvents']} not sealed yet{compared}; head {report['head'] or '-'}"
+    report.problems += _waiting(connection, org_id, periods, now)
+    if kept is not None:
+        report.vouched = _vouched(report, entries, vouched_number)
+    return report
+
+
+def _kept_since(periods: list[Period]) -> tuple[datetime | None, Entry | None]:
+    """Return since when the trail is there, and the entry by which it was pruned before, if it was."""
+    if not periods:
+        return None, None
+    pruned = [period for period in periods if (period.newest.reason or "").startswith("prune ")]
+    if pruned and not any(period.newest.events for period in periods if period.until <= pruned[-1].until):
+        return pruned[-1].until, pruned[-1].newest
+    last_of_first = periods[0].until.astimezone(UTC) - timedelta(microseconds=1)
+    return last_of_first.replace(hour=0, minute=0, second=0, microsecond=0), None
+
+
+def _add_amendments(report: Report, entries: list[Entry], periods: list[Period], vouched: int | None) -> None:
+    """Describe the amendments of a chain, and report those that changed events instead of deleting them."""
+    deleted: dict[int, int] = {}
+    for period in periods:
+        for before, entry in pairwise(period.entries):
+            taken = before.events - entry.events
+            deleted[entry.number] = deleted.get(entry.number, 0) + taken
+            if taken < 0 or (taken == 0 and before.digest != entry.digest):
+                report.problems.append(f"{entry.named()} changes events, or adds some, where it may only delete")
+    amendments = [entry for entry in entries if entry.is_amendment]
+    for (reason, is_vouched), group in groupby(
+        amendments, lambda e: (e.reason, vouched is None or e.number <= vouched)
+    ):
+        made = list(group)
+        numbers = f"entry {made[0].number}" if len(made) == 1 else f"entries {made[0].number} to {made[-1].number}"
+        date = f"{made[0].made_at:%Y-%m-%d}" if made[0].made_at else "-"
+        begin, end = min(entry.since for entry in made), max(entry.until for entry in made)
+        what = f"{counted(sum(deleted.get(entry.number, 0) for entry in made), 'event')} deleted of those received"
+        if made[0].moves_the_end:
+            what = "sealed again what was received"
+        after = "" if is_vouched else "; made after the newest kept entry"
+        report.amendments.append(f"{numbers} ({date}): {reason}: {what} from {exact(begin)} to {exact(end)}{after}")
+        if reason and reason.endswith(WAS_NOT_INTACT):
+            report.problems.append(f"{numbers}: the events of the period were not as they were sealed before")
+
+
+def _deleted_since(entries: list[Entry], oldest: datetime) -> Iterator[str]:
+    for entry in entries:
+        if entry.is_amendment and not entry.moves_the_end and entry.until > oldest:
+            yield f"{entry.named()} deleted what is younger than --kept-for: {entry.reason}"
+
+
+def _vouched(report: Report, entries: list[Entry], number: int) -> str:
+    if not number:
+        return "no kept entry of this organization is in the chain: nothing vouches for it"
+    until = [entry.until for entry in entries if entry.moves_the_end and entry.number <= number][-1]
+    later = [entry for entry in entries if entry.number > number]
+    events = report.unsealed + sum(entry.events for entry in later if entry.moves_the_end)
+    amendments = sum(entry.is_amendment for entry in later)
+    return (
+        f"kept entries vouch for what was received before {exact(until)} (entry {number}); after that entry came "
+        f"{counted(events, 'event')} and {counted(amendments, 'amendment')}"
     )
-    return "\n".join(printable(f"{report['organization']}: {text}") for text in (*report["problems"], summary))
 
 
-def _broken_links(seals: list[Seal]) -> Iterator[str]:
-    """Yield where the chain is broken."""
-    number, until, previous = 0, BEGINNING, bytes(32)
-    was_pruned = True
-    for seal in seals:
-        if seal.pruned_at and not was_pruned:
-            yield f"{_named(seal)} is marked as pruned, and the one before it is not"
-        was_pruned = seal.pruned_at is not None
-        if seal.number != number + 1:
-            yield f"seal {number + 1} is missing"
-        elif seal.since != until:
-            yield f"{_named(seal)} does not begin where the seal before it ends"
-        elif seal.previous != previous:
-            yield f"{_named(seal)} does not follow from the seal before it"
-        if seal.own_digest() != seal.seal:
-            yield f"{_named(seal)} was changed itself"
-        number, until, previous = seal.number, seal.until, seal.seal
+def _waiting(connection: Connection, org_id: str, periods: list[Period], now: datetime) -> Iterator[str]:
+    """Yield what has waited for a seal for too long, or that the last seal ends in the future."""
+    sealed_until = periods[-1].until if periods else None
+    if sealed_until and sealed_until > now:
+        yield (
+            f"the last period ends at {exact(sealed_until)}, in the future: PostgreSQL's clock was ahead, and nothing "
+            "is sealed until then; see `seal --clock-was-ahead`"
+        )
+        return
+    values = {"org_id": org_id, "since": sealed_until or BEGINNING}
+    [(oldest,)] = connection.execute(SELECT_OLDEST, values).fetchall()
+    created = connection.execute(SELECT_CREATED, values).fetchone()
+    begun = sealed_until or (created and created[0])
+    day_end = begun and begun.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + MAX_WAIT
+    waiting = min((each for each in (oldest, day_end) if each), default=now)
+    if now - waiting > MAX_WAIT:
+        sealed = f"since {exact(sealed_until)}" if sealed_until else "yet"
+        what = f"the oldest of {exact(oldest)}" if oldest else "no event"
+        yield (
+            f"nothing was sealed {sealed}, for over a day, and {what} waits for a seal. What is not sealed can be "
+            "changed unnoticed: start the timer of `seal`"
+        )
 
 
-def _differences(connection: Connection, seal: Seal, file: ExportedFile | None) -> list[str]:
-    """Return what is not as it was sealed in the period of a seal. Compares it with an exported file, too."""
-    period = Filters(seal.org_id, seal.since, seal.until)
-    if seal.pruned_at:
-        left = count(connection, period)
-        pruned = f"{_named(seal)} was pruned by `{seal.pruned_by}`, and {left} events are there"
-        return [f"{pruned}: run that again if it was interrupted"] if left else []
-    with lines(connection, period) as found:
-        digest, events = digest_of(file.beside(found, exact(seal.since), exact(seal.until)) if file else found)
-    is_whole = digest == seal.digest and events == seal.events
-    if file:
-        file.end_period(is_whole=is_whole)
-    if is_whole:
-        return []
-    if events < seal.events:
-        what = f"{seal.events - events} of {seal.events} events are missing"
-    elif events > seal.events:
-        what = f"{events - seal.events} events were added to {seal.events}"
-    else:
-        what = f"not all of {seal.events} events are what they were"
-    return [f"{_named(seal)}: {what}"]
+def _groups(periods: list[Period]) -> Iterator[list[Period]]:
+    """Yield each period that has events, and runs of periods that have none and have no gap between them."""
+    run: list[Period] = []
+    for period in periods:
+        if run and (period.newest.events or period.since != run[-1].until):
+            yield run
+            run = []
+        if period.newest.events:
+            yield [period]
+        else:
+            run.append(period)
+    if run:
+        yield run
 
 
-def _named(seal: Seal) -> str:
-    return f"seal {seal.number} ({exact(seal.since)} to {exact(seal.until)})"
+def _differences(connection: Connection, org_id: str, group: list[Period]) -> Iterator[str]:
+    """Yield what is not as the chain has it."""
+    expected = group[0].newest.events
+    if not expected:
+        if count(connection, Filters(org_id, group[0].since, group[-1].until)):
+            for period in group:
+                if there := count(connection, Filters(org_id, period.since, period.until)):
+                    yield _added(period, there)
+        return
+    [period] = group
+    with lines(connection, Filters(org_id, period.since, period.until)) as found:
+        events, digest = digest_of(found)
+    if events > expected:
+        yield _added(period, events)
+    elif events < expected:
+        yield f"{period.named()}: {counted(expected - events, 'event')} of {expected} missing from the trail. {COMPARE}"
+    elif digest != period.newest.digest:
+        yield f"{period.named()}: some of {counted(events, 'event')} changed after they were sealed. {COMPARE}"
+
+
+COMPARE = "An export or a backup of the period shows which: --export"
+
+
+def _added(period: Period, there: int) -> str:
+    entry = period.newest
+    added = there - entry.events
+    if entry.is_amendment:
+        return (
+            f"{period.named()}: {counted(added, 'event')} more than entry {entry.number} left. If `{entry.reason}` was "
+            "interrupted, run it again; else they were added"
+        )
+    return f"{period.named()}: {counted(added, 'event')} added to {entry.events} after they were sealed. {COMPARE}"

@@ -18,7 +18,8 @@ from commands.base import (
     session,
     translate_errors,
 )
-from commands.output import show, sum_shown
+from commands.evidence.amendments import amend, count_by_period, full_reason, reason_option
+from commands.output import counted, show, sum_shown
 from commands.parameters import json_option, org_option
 from commands.prune import delete_batches
 from database import Connection
@@ -114,18 +115,6 @@ CONDITION_OF_EVENTS = """
     source = 'import' AND received_at BETWEEN %(began_at)s AND coalesce(%(ended_at)s::timestamptz, 'infinity')
 """
 
-# The first seal that covers events of an import. The condition is the one above.
-SELECT_SEAL = """
-    SELECT min(number)
-    FROM seals
-    WHERE org_id = %(org_id)s AND until > %(began_at)s AND pruned_at IS NULL
-      AND EXISTS (
-          SELECT
-          FROM audit_events
-          WHERE org_id = %(org_id)s AND {condition} AND received_at < until
-      )
-"""
-
 # A client's key expires; the keys of chunks do not.
 DELETE_CHUNK_KEYS = """
     DELETE FROM idempotency_keys
@@ -215,15 +204,19 @@ def list_imports(org: str | None, as_json: bool) -> None:
 @imports.command("undo")
 @click.argument("import_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@click.option("--sealed", is_flag=True, help="Also if they are sealed: `verify` finds them missing then.")
+@click.option(
+    "--sealed", is_flag=True, help="Also sealed events: an entry of the chain says so, and `verify` reports it."
+)
+@reason_option
 @reports_errors
-def undo(import_id: int, yes: bool, sealed: bool) -> None:
+def undo(import_id: int, yes: bool, sealed: bool, reason: str | None) -> None:
     """Delete the events that an import stored. The quota is not given back: they were received.
 
     \b
     Examples:
       igris-ingest imports list --org acme
       igris-ingest imports undo 12
+      igris-ingest imports undo 12 --sealed --reason "imported into the wrong organization"
     """
     with session() as connection:
         found = fetch_dicts(connection, SELECT_IMPORT, {"id": import_id})
@@ -241,26 +234,28 @@ def undo(import_id: int, yes: bool, sealed: bool) -> None:
             check_unsealed(connection, values, sealed)  # `seal` may have run meanwhile
             if values["ended_at"] is None:
                 [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
-            deleted = sum_shown(values["stored"], undo_import(connection, values))
+            words = full_reason(f"imports undo {import_id}", reason)
+            deleted = sum_shown(values["stored"], undo_import(connection, values, words))
     click.echo(f"deleted {deleted} events of import {import_id}")
 
 
 def check_unsealed(connection: Connection, values: dict[str, Any], sealed: bool) -> None:
-    """Raise ClickException if a seal covers events of an import, unless `sealed` ones may be deleted."""
-    query = SELECT_SEAL.format(condition=CONDITION_OF_EVENTS).encode()
-    [(number,)] = connection.execute(query, values).fetchall()
-    if number and not sealed:
+    """Raise ClickException if events of an import are sealed, unless `sealed` ones may be deleted."""
+    matched = count_by_period(connection, values["org_id"], CONDITION_OF_EVENTS, values)
+    if matched and not sealed:
+        events = counted(sum(each.events for each in matched), "event")
         raise click.ClickException(
-            f"seal {number} covers events of import {values['id']}: `verify` would find them missing from then on; "
-            "--sealed deletes them all the same"
+            f"{events} of import {values['id']} sealed, the first by entry {matched[0].period.newest.number}: --sealed "
+            "deletes them all the same, and amends the chain"
         )
 
 
-def undo_import(connection: Connection, values: dict[str, Any]) -> Iterator[int]:
-    """Delete the events of an import in batches; yield how many each had.
+def undo_import(connection: Connection, values: dict[str, Any], reason: str) -> Iterator[int]:
+    """Amend the chain, and delete the events of an import in batches; yield how many each had.
 
-    Interrupted, it can be run again, and has to be before the next import: only in the end the keys of the chunks go.
+    Interrupted, it can be run again, and has to be before the next import: the keys of the chunks go last.
     """
     connection.execute(MARK_UNDONE, values)
+    amend(connection, values["org_id"], CONDITION_OF_EVENTS, values, reason)
     yield from delete_batches(connection, CONDITION_OF_EVENTS, values)
     connection.execute(DELETE_CHUNK_KEYS, values)

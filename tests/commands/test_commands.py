@@ -207,12 +207,15 @@ def test_an_organization_is_made_listed_and_deleted(
     assert (row["quota"], row["keys"]) == (None, 1)
     refused = command("organizations", "delete", "short-lived", database_url=database_url)
     assert refused.returncode == 1
-    assert "Delete the organization 'short-lived' with 6001 events, 1 seal and 1 key?" in refused.stderr
+    [[entries]] = account.execute("SELECT count(*) FROM chain_entries WHERE org_id = 'short-lived'")
+    assert (
+        f"Delete the organization 'short-lived' with 6001 events, {entries} chain entries and 1 key?" in refused.stderr
+    )
     assert account.count() == 6001
     done = command("organizations", "delete", "short-lived", "--yes", database_url=database_url)
     assert done.stdout == "deleted the organization 'short-lived' and 6001 events\n", done.stderr
     assert account.post(EVENT).status == 401
-    for table in ("audit_events", "api_keys", "monthly_usage", "idempotency_keys", "imports", "seals"):
+    for table in ("audit_events", "api_keys", "monthly_usage", "idempotency_keys", "imports", "chain_entries"):
         assert account.execute(f"SELECT count(*) FROM {table} WHERE org_id = 'short-lived'") == [(0,)], table
     assert other.count() == 1
 

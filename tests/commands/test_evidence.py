@@ -1,219 +1,92 @@
-"""The trail as evidence: what is exported, sealed, verified and pruned."""
+"""The trail as evidence: what is sealed, verified, and amended when events are deleted."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import pty
-import re
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from commands.base import exclusive
-from commands.evidence.trail import LINE, Filters, lines
-from dev.service import PROGRAM, ROOT, Service, at_once, set_up, wait_for
-from schemas import Event
-from tests.support import Account, command
+from commands.base import connect, exclusive
+from commands.evidence import chain
+from dev.service import PROGRAM, at_once, wait_for
+from tests.commands.trail import ODD, entries, export, receive, run, seals, verify
+from tests.support import Account, json_lines
 
-ODD = [
-    {"type": "tool_call", "toolName": "=1+1", "action": "deny", "timestamp": "0001-01-01T00:00:00Z"},
-    {"type": "completion", "toolName": "'quoted\"\n\t\u0001\u2028😀\x7f", "timestamp": "9999-12-31T23:59:59.999999Z"},
-    {"type": "custom", "toolName": "-", "action": "alert", "timestamp": "2026-03-19T10:00:00.123456+14:00"},
-    {
-        "type": "embedding",
-        "toolName": "\\x",
-        "timestamp": "2026-03-19T10:00:00Z",
-        "metadata": {"b": [], "a": {"c": None}},
-    },
-]
-EXACT = (
-    b'{"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", "metadata": {"n": 1.50, "big": 1e40}}'
-)
+NOTHING = hashlib.sha256(b"").hexdigest()
+
+# seal
 
 
-def run(account: Account, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command(*arguments, database_url=account.service.database_url)
-
-
-def export(account: Account, folder: Path, *options: str, name: str = "trail.ndjson") -> bytes:
-    file = folder / name
-    file.unlink(missing_ok=True)
-    done = run(account, "export", "--org", account.org_id, "--output", str(file), *options)
-    assert done.returncode == 0, done.stderr
-    return file.read_bytes()
-
-
-def receive(account: Account, *moments: str) -> None:
-    """Stores three events for each moment, as if they had been received then, and nothing else."""
-    for moment in moments:
-        account.post([{"type": "tool_call", "toolName": f"{moment} {n}", "metadata": {"n": n}} for n in range(3)])
-        query = "UPDATE audit_events SET received_at = %s WHERE org_id = %s AND tool_name LIKE %s"
-        account.execute(query, moment, account.org_id, f"{moment}%")
-
-
-def seals(account: Account) -> list[dict[str, Any]]:
-    done = run(account, "seal", "--org", account.org_id, "--json")
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def verify(account: Account, *options: str) -> tuple[int, dict[str, Any]]:
-    done = run(account, "verify", "--org", account.org_id, "--json", *options)
-    return done.returncode, json.loads(done.stdout)
-
-
-# export
-
-
-def test_a_line_of_the_export_is_canonical(account: Account, tmp_path: Path) -> None:
-    account.post(ODD)
-    account.post(EXACT)
-    exported = export(account, tmp_path)
-    [(key_id,)] = account.execute("SELECT id FROM api_keys WHERE org_id = %s", account.org_id)
-    ids = [id_ for (id_,) in account.rows("id")]
-    received = [at for (at,) in account.rows("""to_char(received_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')""")]
-    receipts = [
-        f'"receipt": {{"id": {id_}, "organization": "{account.org_id}", "apiKeyId": {key_id}, "source": "raw", '
-        f'"receivedAt": "{at}"}}}}'
-        for id_, at in zip(ids, received, strict=True)
-    ]
-    assert exported.decode().split("\n") == [
-        '{"type": "tool_call", "toolName": "=1+1", "action": "deny", "timestamp": "0001-01-01T00:00:00.000000Z", '
-        f'"metadata": {{}}, {receipts[0]}',
-        '{"type": "completion", "toolName": "\'quoted\\"\\n\\t\\u0001\u2028😀\x7f", "action": "log", '
-        f'"timestamp": "9999-12-31T23:59:59.999999Z", "metadata": {{}}, {receipts[1]}',
-        '{"type": "custom", "toolName": "-", "action": "alert", "timestamp": "2026-03-18T20:00:00.123456Z", '
-        f'"metadata": {{}}, {receipts[2]}',
-        '{"type": "embedding", "toolName": "\\\\x", "action": "log", "timestamp": "2026-03-19T10:00:00.000000Z", '
-        f'"metadata": {{"a": {{"c": null}}, "b": []}}, {receipts[3]}',
-        '{"type": "custom", "toolName": "x", "action": "log", "timestamp": "2026-03-19T10:00:00.000000Z", '
-        f'"metadata": {{"n": 1.50, "big": {10**40}}}, {receipts[4]}',
-        "",
-    ]
-
-
-def test_the_line_does_not_depend_on_settings_of_the_session(account: Account) -> None:
-    account.post(ODD)
-    made = []
-    for options in (
-        "",
-        "-c timezone=Asia/Kathmandu -c DateStyle=German -c extra_float_digits=-5 -c bytea_output=escape",
-    ):
-        with (
-            psycopg.connect(account.service.database_url, options=options) as connection,
-            lines(connection, Filters(account.org_id)) as found,
-        ):
-            made.append(list(found))
-    assert made[0] == made[1]
-    assert len(made[0]) == len(ODD)
-
-
-def test_the_line_has_every_field_of_the_event() -> None:
-    for name in Event().fields:
-        assert f'"{name}": ' in LINE
-
-
-@pytest.mark.parametrize("file_format", ["ndjson", "csv"])
-def test_what_is_exported_is_imported_as_what_was_sent(
-    account: Account, new_account: Callable[..., Account], tmp_path: Path, file_format: str
+def test_an_entry_is_a_line_of_json_and_its_digest_that_of_the_exported_period(
+    account: Account, tmp_path: Path
 ) -> None:
-    other = new_account()
-    account.post(ODD)
-    account.post(EXACT)
-    export(account, tmp_path, "--format", file_format, name=f"trail.{file_format}")
-    done = run(other, "import", str(tmp_path / f"trail.{file_format}"), "--org", other.org_id)
-    assert (done.returncode, done.stdout) == (0, "read 5, stored 5, already stored 0, rejected 0\n"), done.stderr
-    columns = 'type, tool_name, action, "timestamp"::text, metadata::text'
-    assert account.rows(columns) == other.rows(columns)
-
-
-def test_csv_runs_nothing_in_a_spreadsheet(account: Account, tmp_path: Path) -> None:
-    names = ["=1", "+1", "-1", "@1", "\t=1", "\r=1", "\n=1", "  =1", "\uff1d1", "'=1", "1=1"]
-    account.post([{"type": "custom", "toolName": name} for name in names])
-    rows = list(csv.DictReader(io.StringIO(export(account, tmp_path, "--format", "csv").decode(), newline="")))
-    assert [row["toolName"] for row in rows] == [*(f"'{name}" for name in names[:-1]), "1=1"]
-
-
-def test_the_events_of_an_export_can_be_chosen(account: Account, tmp_path: Path) -> None:
-    receive(account, "2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z")
-    account.post(ODD)
-
-    def names(*options: str) -> list[str]:
-        return [json.loads(line)["toolName"] for line in export(account, tmp_path, *options).splitlines()]
-
-    assert names("--since", "2026-03-01", "--until", "2026-03-02") == [f"2026-03-01T00:00:00Z {n}" for n in range(3)]
-    assert names("--since", "2026-03-02", "--type", "tool_call", "--action", "log") == [
-        f"2026-03-02T00:00:00Z {n}" for n in range(3)
-    ]
-    assert names("--tool", "=1+1") == names("--action", "deny") == ["=1+1"]
-    [(key_id,)] = account.execute("SELECT id FROM api_keys WHERE org_id = %s", account.org_id)
-    assert len(names("--key", str(key_id))) == 6 + len(ODD)
-    assert names("--key", str(key_id + 1)) == []
-
-
-def test_an_export_gets_its_name_when_it_is_whole(account: Account, tmp_path: Path) -> None:
-    account.post(ODD)
-    file = tmp_path / "trail.ndjson"
-    file.write_text("mine")
-    done = run(account, "export", "--org", account.org_id, "--output", str(file))
-    assert (done.returncode, file.read_text()) == (1, "mine")
-    done = run(account, "export", "--org", "nobody", "--output", str(tmp_path / "b"))
-    assert (done.returncode, sorted(path.name for path in tmp_path.iterdir())) == (1, ["trail.ndjson"])
-    (tmp_path / "c.part").touch()
-    done = run(account, "export", "--org", account.org_id, "--output", str(tmp_path / "c"))
-    assert "c.part: another export writes it, or was killed; then remove it" in done.stderr
-
-
-def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
-    account.post([ODD[0]] * 3000)
-    environ = {**os.environ, "DATABASE_URL": account.service.database_url}
-    for path, name, status, said in (
-        ("/dev/full", "export", 1, "Error: standard output: No space left on device\n"),
-        ("/dev/full", "events", 1, "Error: standard output: No space left on device\n"),
-        ("/dev/full", "verify", 1, "Error: standard output: No space left on device\n"),
-        ("/dev/null", "export", 0, "exported 3000 events\n"),
-    ):
-        with Path(path).open("wb") as output:
-            arguments = [PROGRAM, name, "--org", account.org_id]
-            done = subprocess.run(arguments, env=environ, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-        assert (done.returncode, done.stderr) == (status, said)
-    piped = f"{PROGRAM} export --org {account.org_id} | head -1"
-    done = subprocess.run(["sh", "-c", piped], env=environ, capture_output=True, text=True, check=False)
-    assert (done.stdout.count("\n"), done.stderr) == (1, "")
-
-
-# seal and verify
-
-
-def test_the_digest_of_a_seal_is_that_of_the_exported_period(account: Account, tmp_path: Path) -> None:
     receive(account, "2026-03-01T10:00:00Z", "2026-03-01T11:00:00Z", "2026-03-03T10:00:00Z")
-    first, second = seals(account)
+    first, quiet, second = entries(account)[:3]
+    assert list(first) == [
+        *("number", "since", "until", "events", "digest", "previous", "organization", "reason"),
+        *("entryDigest", "madeAt"),
+    ]
     assert (first["number"], first["since"], first["until"], first["events"]) == (
         1,
         "1970-01-01T00:00:00.000000Z",
         "2026-03-02T00:00:00.000000Z",
         6,
     )
+    assert (first["previous"], first["organization"], first["reason"]) == ("0" * 64, account.org_id, None)
+    assert (quiet["since"], quiet["events"], quiet["digest"]) == (first["until"], 0, NOTHING)
     assert (second["number"], second["since"], second["until"], second["events"], second["previous"]) == (
-        2,
-        first["until"],
+        3,
+        quiet["until"],
         "2026-03-04T00:00:00.000000Z",
         3,
-        first["seal"],
+        quiet["entryDigest"],
     )
-    for seal in (first, second):
-        period = export(account, tmp_path, "--since", seal["since"], "--until", seal["until"])
-        assert hashlib.sha256(period).hexdigest() == seal["digest"]
-        text = " ".join(str(seal[name]) for name in ("number", "since", "until", "events", "digest", "previous"))
-        assert hashlib.sha256(f"{text} {account.org_id}\n".encode()).hexdigest() == seal["seal"]
-    assert first["previous"] == "0" * 64
-    assert seals(account) == []
+    for entry in (first, second):
+        period = export(account, tmp_path, "--since", entry["since"], "--until", entry["until"])
+        assert hashlib.sha256(period).hexdigest() == entry["digest"]
+
+
+def test_an_auditor_checks_the_chain_with_coreutils_alone(account: Account, tmp_path: Path) -> None:
+    receive(account, "2026-03-01T10:00:00Z", "2026-03-03T10:00:00Z")
+    seals(account)
+    (tmp_path / "chain").write_text(run(account, "seals", "--org", account.org_id).stdout)
+    script = """
+        previous=$(printf '%064d' 0)
+        while IFS= read -r entry; do
+            digest=${entry%%  *}
+            line=${entry#*  }
+            [ "$(printf '%s\\n' "$line" | sha256sum)" = "$digest  -" ]
+            case $line in *'"previous": "'"$previous"'"'*) ;; *) exit 1 ;; esac
+            previous=$digest
+        done < chain
+        echo "$previous"
+    """
+    done = subprocess.run(["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == verify(account)[1]["head"]["entryDigest"]
+    (tmp_path / "chain").write_text((tmp_path / "chain").read_text().replace('"events": 3', '"events": 4', 1))
+    assert subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=False).returncode == 1
+
+
+def test_each_day_that_has_ended_is_sealed_also_without_events(account: Account) -> None:
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    account.execute("UPDATE organizations SET created_at = %s WHERE id = %s", day - timedelta(days=3), account.org_id)
+    made = entries(account)
+    assert [(entry["events"], entry["digest"]) for entry in made] == [(0, NOTHING)] * 3
+    assert [entry["until"] for entry in made] == [chain.exact(day - timedelta(days=days)) for days in (2, 1, 0)]
+    assert entries(account) == []  # of today only what was received
+    assert verify(account)[0] == 0
+    account.execute("DELETE FROM chain_entries WHERE org_id = %s", account.org_id)
+    status, report = verify(account)
+    assert (status, "nothing was sealed yet, for over a day, and no event waits" in report["problems"][0]) == (3, True)
 
 
 def test_what_was_received_in_the_last_minute_is_sealed_later(account: Account) -> None:
@@ -224,19 +97,9 @@ def test_what_was_received_in_the_last_minute_is_sealed_later(account: Account) 
     [seal] = seals(account)
     assert seal["events"] == len(ODD)
     account.post(ODD)
-    assert verify(account) == (
-        0,
-        {
-            "organization": account.org_id,
-            "seals": 1,
-            "pruned": 0,
-            "prunedUntil": None,
-            "wholeEvents": len(ODD),
-            "unsealedEvents": len(ODD),
-            "head": seal["seal"],
-            "problems": [],
-        },
-    )
+    status, report = verify(account)
+    assert (status, report["intact"], report["problems"], report["amendments"]) == (0, True, [], [])
+    assert (report["events"], report["unsealedEvents"], report["head"]) == (len(ODD), len(ODD), seal)
 
 
 def test_several_at_once_seal_everything_once(account: Account) -> None:
@@ -244,10 +107,60 @@ def test_several_at_once_seal_everything_once(account: Account) -> None:
     arguments = [PROGRAM, "seal", "--org", account.org_id, "--json"]
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
     done = at_once(3, lambda _: subprocess.run(arguments, env=environ, capture_output=True, text=True, check=True))
-    numbers = [json.loads(line)["number"] for each in done for line in each.stdout.splitlines()]
-    assert sorted(numbers) == list(range(1, 11))
+    made = [entry for each in done for entry in json_lines(each.stdout)]
+    assert sorted(entry["number"] for entry in made) == list(range(1, len(made) + 1))
+    assert sorted(entry["number"] for entry in made if entry["events"]) == list(range(1, 11))
     assert verify(account)[0] == 0
 
+
+def test_entries_are_printed_again(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
+    printed = run(account, "seal", "--org", account.org_id).stdout
+    assert run(account, "seals", "--org", account.org_id).stdout == printed
+    [first, *_] = json_lines(run(account, "seals", "--org", account.org_id, "--json").stdout)
+    assert first["number"] == 1
+
+
+@pytest.mark.skipif(not shutil.which("faketime"), reason="needs faketime")
+def test_nothing_is_sealed_if_the_clocks_differ(account: Account) -> None:
+    arguments = ["faketime", "+2 minutes", PROGRAM, "seal", "--org", account.org_id]
+    environ = {**os.environ, "DATABASE_URL": account.service.database_url}
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Error: PostgreSQL's clock is at" in done.stderr
+    assert "Set the clock that is wrong" in done.stderr
+
+
+def test_after_a_clock_that_was_ahead_the_chain_goes_on_with_a_trace(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z")
+    entries(account)
+    ahead = datetime.now(UTC) + timedelta(days=400)
+    with connect(account.service.database_url) as connection:
+        begun = chain.entries_of(connection, account.org_id)[-1].until
+        chain.append(connection, chain.following(connection, account.org_id, [(begun, ahead, 0, chain.NO_EVENTS)]))
+    refused = run(account, "seal", "--org", account.org_id)
+    assert (refused.returncode, "in the future: nothing is sealed" in refused.stderr) == (1, True)
+    assert "in the future: PostgreSQL's clock was ahead" in verify(account)[1]["problems"][0]
+    assert run(account, "seal", "--clock-was-ahead").returncode == 2
+    set_back = ["seal", "--org", account.org_id, "--clock-was-ahead", "--reason", "NTP was off", "--json"]
+    account.post(ODD)
+    received = datetime.now(UTC) - timedelta(minutes=3)
+    account.execute(
+        "UPDATE audit_events SET received_at = %s WHERE org_id = %s AND received_at > '2026-04-01'",
+        max(received, begun),
+        account.org_id,
+    )
+    [made, *_] = json_lines(run(account, *set_back).stdout)
+    assert (made["events"], made["reason"]) == (len(ODD), "seal --clock-was-ahead: NTP was off")
+    status, report = verify(account)
+    assert (status, report["problems"], report["events"]) == (0, [], 3 + len(ODD))
+    assert "NTP was off: sealed again what was received from" in report["amendments"][0]
+    assert run(account, *set_back).returncode == 1  # once is enough
+    change(account, CHANGES["a row is gone"].replace("2026-03-02T10:00:00Z 1", "=1+1"))
+    assert verify(account)[0] == 3
+
+
+# verify
 
 CHANGES = {
     "the era of a timestamp": """
@@ -278,25 +191,52 @@ CHANGES = {
           AND o.tool_name IN ('2026-03-02T10:00:00Z 1', '2026-03-02T10:00:00Z 2')
           AND e.id <> o.id
     """,
-    "a seal is rewritten": "UPDATE seals SET events = 4 WHERE org_id = %(org)s AND number = 2",
-    "a seal is gone": "DELETE FROM seals WHERE org_id = %(org)s AND number = 2",
-    "a seal in between is marked as pruned": """
-        UPDATE seals SET pruned_at = now() WHERE org_id = %(org)s AND number = 2
+    "an entry is rewritten": "UPDATE chain_entries SET events = 4 WHERE org_id = %(org)s AND number = 2",
+    "an entry is gone": "DELETE FROM chain_entries WHERE org_id = %(org)s AND number = 2",
+    "an event is dated back into a quiet day": """
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        VALUES (%(org)s, 'custom', 'x', 'log', now(), '{}', '2026-03-15T12:00:00Z')
     """,
+    "a time of receipt is infinite": """
+        UPDATE audit_events SET received_at = 'infinity'
+        WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'
+    """,
+    "an event never had a time of receipt": """
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        VALUES (%(org)s, 'custom', 'x', 'log', now(), '{}', '-infinity')
+    """,
+    "all events are gone": "DELETE FROM audit_events WHERE org_id = %(org)s",
 }
+TIMELESS = (
+    "1 event without a time of receipt that a period has: before 1970, infinite or none. The service stores no such "
+    "event: ask who has written to audit_events"
+)
+COMPARE = "An export or a backup of the period shows which: --export"
+CHANGED = f"entry 2 (PERIOD): some of 3 events changed after they were sealed. {COMPARE}"
+MISSING = f"entry 2 (PERIOD): 1 event of 3 missing from the trail. {COMPARE}"
 FOUND = {
-    "the era of a timestamp": ["seal 2 (PERIOD): not all of 3 events are what they were"],
-    "a timestamp is infinite": ["seal 2 (PERIOD): not all of 3 events are what they were"],
-    "a digit of metadata": ["seal 2 (PERIOD): not all of 3 events are what they were"],
-    "a row is gone": ["seal 2 (PERIOD): 1 of 3 events are missing"],
-    "a row is added": ["seal 2 (PERIOD): 1 events were added to 3"],
-    "a row is added before all": ["1 events are older than the first seal's beginning"],
-    "two rows swap their tools": ["seal 2 (PERIOD): not all of 3 events are what they were"],
-    "a seal is rewritten": ["seal 2 (PERIOD) was changed itself", "seal 2 (PERIOD): 1 of 4 events are missing"],
-    "a seal is gone": ["seal 2 is missing"],
-    "a seal in between is marked as pruned": [
-        "seal 2 (PERIOD) is marked as pruned, and the one before it is not",
-        "seal 2 (PERIOD) was pruned by `None`, and 3 events are there: run that again if it was interrupted",
+    "the era of a timestamp": [CHANGED],
+    "a timestamp is infinite": [CHANGED],
+    "a digit of metadata": [CHANGED],
+    "a row is gone": [MISSING],
+    "a row is added": [f"entry 2 (PERIOD): 1 event added to 3 after they were sealed. {COMPARE}"],
+    "a row is added before all": [TIMELESS],
+    "two rows swap their tools": [CHANGED],
+    "an entry is rewritten": [
+        "entry 2 (PERIOD) was changed itself",
+        f"entry 2 (PERIOD): 1 event of 4 missing from the trail. {COMPARE}",
+    ],
+    "an entry is gone": ["entry 2 is missing from the chain"],
+    "an event is dated back into a quiet day": [
+        "entry 15 (2026-03-15T00:00:00.000000Z to 2026-03-16T00:00:00.000000Z): 1 event added to 0 after they were "
+        f"sealed. {COMPARE}"
+    ],
+    "a time of receipt is infinite": [TIMELESS, MISSING],
+    "an event never had a time of receipt": [TIMELESS],
+    "all events are gone": [
+        f"entry {day} (2026-03-0{day}T00:00:00.000000Z to 2026-03-0{day + 1}T00:00:00.000000Z): 3 events of 3 missing "
+        f"from the trail. {COMPARE}".replace("2026-03-01T00:00:00.000000Z to", "1970-01-01T00:00:00.000000Z to")
+        for day in (1, 2, 3)
     ],
 }
 PERIOD = "2026-03-02T00:00:00.000000Z to 2026-03-03T00:00:00.000000Z"
@@ -319,130 +259,146 @@ def test_what_was_changed_is_found(sealed: Account, name: str) -> None:
     assert verify(sealed)[0] == 0
     change(sealed, CHANGES[name])
     status, report = verify(sealed)
-    assert status == 3
+    assert (status, report["intact"]) == (3, False)
     assert report["problems"] == [problem.replace("PERIOD", PERIOD) for problem in FOUND[name]]
-    if "seal" not in name and "before" not in name:
+    if FOUND[name] in ([CHANGED], [MISSING]):
         assert verify(sealed, "--until", "2026-03-02")[0] == verify(sealed, "--since", "2026-03-03")[0] == 0
     text = run(sealed, "verify", "--org", sealed.org_id)
-    assert (text.returncode, "NOT WHOLE" in text.stdout) == (3, True)
+    problems = len(FOUND[name])
+    assert f"{sealed.org_id}: NOT INTACT: {problems} problem{'s' * (problems > 1)}, above\n" in text.stdout
+
+
+def test_an_event_without_a_time_of_receipt_is_found(
+    create_schema: Callable[[], str], start_service: Callable[..., Any]
+) -> None:
+    url = create_schema()
+    account = Account(start_service(url), "acme", "")
+    account.execute("INSERT INTO organizations (id) VALUES ('acme')")
+    account.execute("ALTER TABLE audit_events ALTER received_at DROP NOT NULL")
+    account.execute("""
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata)
+        VALUES ('acme', 'custom', 'x', 'log', now(), '{}')
+    """)
+    assert verify(account)[1]["problems"] == [TIMELESS]
+
+
+def test_an_event_that_waits_for_a_seal_for_over_a_day_is_found(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z")
+    status, report = verify(account)
+    assert (status, len(report["problems"])) == (3, 1)
+    assert "nothing was sealed yet, for over a day, and the oldest of 2026-03-01T10:00:00.000000Z waits" in str(report)
+    seals(account)
+    assert verify(account)[0] == 0
+
+
+def test_events_of_an_organization_that_is_in_no_table_are_found(sealed: Account) -> None:
+    try:
+        change(sealed, "UPDATE audit_events SET org_id = 'in-no-table' WHERE org_id = %(org)s")
+        done = run(sealed, "verify")
+        assert done.returncode == 3
+        assert "in-no-table: 3 events and 0 entries of an organization that is not in the table" not in done.stdout
+        assert "in-no-table: 9 events and 0 entries of an organization that is not in the table" in done.stdout
+    finally:
+        sealed.execute("DELETE FROM audit_events WHERE org_id = 'in-no-table'")
+
+
+def keep_heads(account: Account, folder: Path, *options: str) -> list[str]:
+    file = folder / "heads.ndjson"
+    with file.open("a") as opened:
+        opened.write(run(account, "verify", "--org", account.org_id, "--json", *options).stdout)
+    return ["--heads", str(file)]
+
+
+def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_kept_entries(sealed: Account, tmp_path: Path) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    (tmp_path / "seals").write_text(run(sealed, "seals", "--org", sealed.org_id, "--json").stdout)
+    status, report = verify(sealed, "--heads", str(tmp_path / "seals"))
+    assert (status, report["vouched"]) == (
+        0,
+        f"kept entries vouch for what was received before {report['head']['until']} (entry {report['entries']}); after "
+        "that entry came 0 events and 0 amendments",
+    )
+    change(sealed, CHANGES["a digit of metadata"])
+    sealed.execute("DELETE FROM chain_entries WHERE org_id = %s", sealed.org_id)
+    seals(sealed)
+    assert verify(sealed)[0] == 0  # the database alone does not show it
+    status, report = verify(sealed, *kept)
+    assert (status, report["vouched"]) == (
+        3,
+        "no kept entry of this organization is in the chain: nothing vouches for it",
+    )
+    assert report["problems"][0].startswith(f"1 kept entry not in the chain: entry {report['entries']} (")
+    assert "is another one in the chain" in report["problems"][0]
+    _, report = verify(sealed, "--heads", str(tmp_path / "seals"))
+    assert f"{report['entries'] - 1} kept entries not in the chain: entry 2 (" in report["problems"][0]
+
+
+def test_an_organization_that_vanished_is_found_by_kept_entries(sealed: Account, tmp_path: Path) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    assert run(sealed, "organizations", "delete", sealed.org_id, "--yes").returncode == 0
+    assert run(sealed, "verify", "--org", sealed.org_id).returncode == 1
+    status, report = verify(sealed, *kept)
+    assert (status, len(report["problems"])) == (3, 2)
+    assert "the organization is gone, with its events and its chain" in report["problems"][0]
 
 
 @pytest.mark.parametrize(
-    ("name", "difference"),
+    "line", ["{", "[]", "{}", '{"head": 1}', "1", '{"head": {"number": 1}}', "CHANGED", "[" * 100_000]
+)
+def test_what_is_no_kept_entry_accuses_nobody(sealed: Account, tmp_path: Path, line: str) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    text = (tmp_path / "heads.ndjson").read_text()
+    changed = text.replace('"head": {"number": ', '"head": {"number": 1') if line == "CHANGED" else line
+    (tmp_path / "heads.ndjson").write_text(f"{text}\n{changed}\n")
+    done = run(sealed, "verify", *kept)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "heads.ndjson, line 3: not what `seal --json` or `verify --json` printed" in done.stderr
+
+
+def forged(account: Account, **changes: Any) -> None:
+    """Appends an amendment of the second period that is right in itself."""
+    with connect(account.service.database_url) as connection:
+        second = chain.entries_of(connection, account.org_id)[1]
+        period = (second.since, second.until, 2, b"x" * 32)
+        [entry] = chain.following(connection, account.org_id, [period], "erase: a request")
+        entry = replace(entry, **{**changes, "entry_digest": b""})
+        chain.append(connection, [entry])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
     [
-        ("a digit of metadata", "line 5 of the file is another one in the trail"),
-        ("a row is gone", "line 5 of the file is missing in the trail"),
-        ("a row is added", "1 events are not in the file, the first of them is event ID"),
+        ({"events": 3}, "changes events, or adds some, where it may only delete"),
+        ({"events": 4}, "changes events, or adds some, where it may only delete"),
+        ({"since": datetime(2026, 3, 2, 10, tzinfo=UTC)}, "amends no sealed period"),
+        ({"until": datetime(2026, 3, 2, 10, tzinfo=UTC)}, "amends no sealed period"),
+        ({"until": datetime(2026, 3, 4, tzinfo=UTC)}, "amends no sealed period"),  # two periods, and events are left
+        ({"reason": None}, "does not begin where the period before it ends"),
+        ({"previous": bytes(32)}, "does not follow from the entry before it"),
+        ({"until": datetime(2026, 3, 1, tzinfo=UTC), "reason": "seal --clock-was-ahead"}, "ends before it begins"),
+        ({}, "1 event more than entry"),  # nothing was deleted
     ],
 )
-def test_with_an_exported_file_the_lines_are_named(sealed: Account, tmp_path: Path, name: str, difference: str) -> None:
-    export(sealed, tmp_path)
-    change(sealed, CHANGES[name])
-    newest = sealed.execute("SELECT max(id) FROM audit_events WHERE org_id = %s", sealed.org_id)[0][0]
-    _, report = verify(sealed, "--export", str(tmp_path / "trail.ndjson"))
-    assert report["problems"][1:] == [difference.replace("ID", str(newest))]
-    assert (report["linesCompared"], report["linesNotCompared"]) == (9, 0)
-    (tmp_path / "other").write_text("{}\n")
-    done = run(sealed, "verify", "--org", sealed.org_id, "--export", str(tmp_path / "other"))
-    assert (done.returncode, "line 1 of the file is not what `export` writes" in done.stderr) == (1, True)
-
-
-def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_a_head_that_was_kept(sealed: Account) -> None:
-    head = verify(sealed)[1]["head"]
-    receive(sealed, "2026-03-04T10:00:00Z")
-    seals(sealed)
-    assert verify(sealed, "--head", head)[0] == 0
-    change(sealed, CHANGES["a digit of metadata"])
-    sealed.execute("DELETE FROM seals WHERE org_id = %s", sealed.org_id)
-    seals(sealed)
-    assert verify(sealed)[0] == 0  # nobody can tell from the database alone
-    status, report = verify(sealed, "--head", head)
-    assert (status, report["problems"]) == (3, [f"no seal is {head}: the chain is another one than it was"])
-    assert run(sealed, "verify", "--head", "x" * 64, "--org", sealed.org_id).returncode == 2
-
-
-def test_a_file_that_was_changed_is_found_also_if_the_trail_is_whole(sealed: Account, tmp_path: Path) -> None:
-    file = ["--export", str(tmp_path / "trail.ndjson")]
-    lines = export(sealed, tmp_path).splitlines(keepends=True)
-    assert verify(sealed, *file)[0] == 0
-    for changed, differences in (
-        (
-            [*lines[:4], lines[4].replace(b'"log"', b'"deny"'), *lines[5:]],
-            ["line 5 of the file is another one in the trail"],
-        ),
-        (
-            [*lines[:2], lines[2].replace(b'"id": ', b'"id": 9'), *lines[3:]],
-            ["line 3 of the file is missing in the trail"],
-        ),
-        (lines[2:7], []),  # an export of some events
-        (
-            [lines[0].replace(b'"id": ', b'"id": %d' % n) for n in range(100, 300)],
-            ["line 1 of the file is missing in the trail", "100 more lines differ"],
-        ),
-        ([lines[2].replace(b"2026-", b"1969-"), *lines[:2]], ["line 1 of the file is missing in the trail"]),
-        ([lines[0], lines[1].replace(b"2026-", b"2027-")], ["line 2 of the file is missing in the trail"]),
-    ):
-        (tmp_path / "trail.ndjson").write_bytes(b"".join(changed))
-        status, report = verify(sealed, *file)
-        assert (status, report["problems"][:1] + report["problems"][100:]) == (3 if differences else 0, differences)
-        assert (report["linesCompared"], report["linesNotCompared"]) == (len(changed), 0)
-    for unreadable, said in (
-        ([lines[1], lines[0]], "line 2 of the file is not in the order that `export` writes"),
-        ([lines[0], lines[0]], "line 2 of the file is not in the order that `export` writes"),
-        ([lines[0].replace(b"2026-", b"~~~~-")], "line 1 of the file is not what `export` writes"),
-        ([b', "receipt": {"id": 1, "organization": "' * 10_000], "line 1 of the file is not what `export` writes"),
-    ):
-        (tmp_path / "trail.ndjson").write_bytes(b"".join(unreadable))
-        done = run(sealed, "verify", "--org", sealed.org_id, *file)
-        assert (done.returncode, said in done.stderr) == (1, True)
-
-
-def test_a_number_of_any_length_is_exported_verified_and_imported(
-    account: Account, new_account: Callable[..., Account], tmp_path: Path
-) -> None:
-    account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": 1e5000, "more": "%s"}}' % (b"x" * 50))
-    account.execute("UPDATE audit_events SET received_at = '2026-03-01' WHERE org_id = %s", account.org_id)
-    seals(account)
-    export(account, tmp_path)
-    assert verify(account, "--export", str(tmp_path / "trail.ndjson"))[0] == 0
-    other = new_account()
-    done = run(other, "import", str(tmp_path / "trail.ndjson"), "--org", other.org_id)
-    assert done.stdout == "read 1, stored 1, already stored 0, rejected 0\n", done.stdout
-    assert other.rows("metadata::text") == account.rows("metadata::text")
+def test_an_amendment_that_no_command_makes_is_found(sealed: Account, changes: dict[str, Any], problem: str) -> None:
+    forged(sealed, **changes)
+    status, report = verify(sealed)
+    assert (status, problem in str(report["problems"])) == (3, True), report
 
 
 def test_one_spoilt_row_does_not_stop_the_others(sealed: Account, new_account: Callable[..., Account]) -> None:
     other = new_account()
     receive(other, "2026-03-01T10:00:00Z")
-    for column, moment in (("until", "infinity"), ("sealed_at", "0044-03-15 BC")):
-        sealed.execute(f"UPDATE seals SET {column} = '{moment}' WHERE org_id = %s AND number = 3", sealed.org_id)
+    last = "number = (SELECT max(number) FROM chain_entries WHERE org_id = %s)"
+    for column, moment in (("until", "infinity"), ("made_at", "0044-03-15 BC")):
+        query = f"UPDATE chain_entries SET {column} = '{moment}' WHERE org_id = %s AND {last}"
+        sealed.execute(query, sealed.org_id, sealed.org_id)
     sealed.execute("UPDATE audit_events SET \"timestamp\" = '-infinity' WHERE org_id = %s", sealed.org_id)
     done = run(sealed, "seal")
-    assert (done.returncode, f"{sealed.org_id}: nothing is sealed: the last seal ends at 9999" in done.stderr) == (
-        0,
-        True,
-    )
-    assert verify(other)[1]["seals"] == 1
-    assert (
-        "seal 3 (2026-03-03T00:00:00.000000Z to 9999-12-31T23:59:59.999999Z) was changed itself"
-        in verify(sealed)[1]["problems"]
-    )
+    assert (done.returncode, f"Error: {sealed.org_id}: the last seal ends at 9999" in done.stderr) == (1, True)
+    assert verify(other)[1]["events"] == 3
+    assert "to 9999-12-31T23:59:59.999999Z) was changed itself" in str(verify(sealed)[1]["problems"])
     assert run(sealed, "events", "--org", sealed.org_id).stdout.count("\n") == 10
-    sealed.execute("DELETE FROM seals WHERE org_id = %s", sealed.org_id)
-
-
-def test_seals_are_printed_again_as_seal_did(account: Account) -> None:
-    receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
-    unsealed = run(account, "verify", "--org", account.org_id)
-    assert f"{account.org_id}: nothing to verify; 0 seals" in unsealed.stdout
-    printed = run(account, "seal", "--org", account.org_id).stdout
-    assert printed.count("\n") == 2
-    assert run(account, "seals", "--org", account.org_id).stdout == printed
-    [first, _] = run(account, "seals", "--org", account.org_id, "--json").stdout.splitlines()
-    assert json.loads(first)["number"] == 1
-
-
-# other transactions, and other commands
+    sealed.execute("DELETE FROM chain_entries WHERE org_id = %s", sealed.org_id)
 
 
 INSERT_LATE = """
@@ -470,7 +426,7 @@ def test_a_transaction_that_is_storing_is_waited_for(account: Account, arguments
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
     if "seal" in arguments:
-        assert verify(account)[1]["wholeEvents"] == 4
+        assert verify(account)[1]["events"] == 4
     else:
         assert account.count() == 0
 
@@ -508,7 +464,11 @@ def test_nothing_is_deleted_while_it_is_sealed(
 
 @pytest.mark.parametrize("name", ["seal", "verify", "export"])
 def test_events_that_are_moved_to_another_partition_are_waited_for(sealed: Account, name: str) -> None:
-    receive(sealed, "2026-03-04T10:00:00Z")
+    sealed.post([ODD[0]] * 3)
+    sealed.execute(
+        "UPDATE audit_events SET received_at = now() - interval '2 min' WHERE org_id = %s AND tool_name = '=1+1'",
+        sealed.org_id,
+    )
     with psycopg.connect(sealed.service.database_url) as move:
         move.execute("CREATE TABLE moved AS SELECT * FROM audit_events")
         move.execute("TRUNCATE audit_events")  # as deploy/partitions.sql does with the default partition
@@ -520,9 +480,9 @@ def test_events_that_are_moved_to_another_partition_are_waited_for(sealed: Accou
     shown, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "exported 12 events\n" if name == "export" else "")
     if name == "seal":
-        assert verify(sealed)[1]["wholeEvents"] == 12
+        assert verify(sealed)[1]["events"] == 12
     elif name == "verify":
-        assert "whole; 3 seals; 9 events as they were sealed, 3 not sealed yet" in shown
+        assert "intact: 9 events since 2026-03-01; 3 events not sealed yet" in shown
     else:
         assert shown.count("\n") == 12
 
@@ -534,7 +494,7 @@ def test_seals_whose_output_nobody_reads_hold_no_lock(account: Account) -> None:
     """
     account.execute(query, account.org_id)
     process = start(account, "seal", "--org", account.org_id, "--json")  # more than a pipe takes
-    wait_for(lambda: account.execute("SELECT FROM seals WHERE org_id = %s AND number = 100", account.org_id))
+    wait_for(lambda: account.execute("SELECT FROM chain_entries WHERE org_id = %s AND number = 100", account.org_id))
     assert run(account, "prune", "--org", account.org_id, "--yes", "--before", "250d").returncode == 0
     process.kill()
     process.communicate()
@@ -542,7 +502,7 @@ def test_seals_whose_output_nobody_reads_hold_no_lock(account: Account) -> None:
     assert verify(account)[0] == 0
 
 
-def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_seals(account: Account) -> None:
+def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_periods(account: Account) -> None:
     receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
     terminal, end = pty.openpty()
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
@@ -555,77 +515,84 @@ def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_seals(account: Accou
     os.write(terminal, b"y\n")
     shown, _ = process.communicate(timeout=30)
     os.close(terminal)
-    assert b"deleted 3 events received before 2026-03-02T12:00:00Z, and marked" in shown
-    assert b"marked 1 seal as pruned" in shown
+    assert b"deleted 3 events received before 2026-03-02T12:00:00Z" in shown
     status, report = verify(account)
-    assert (status, report["pruned"], report["wholeEvents"]) == (0, 1, 3)
+    assert (status, report["since"], report["events"]) == (0, "2026-03-02T00:00:00.000000Z", 3)
 
 
-def test_the_commands_of_the_page_work_as_they_stand(
-    create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
-) -> None:
-    page = (ROOT / "docs/evidence.md").read_text()
-    url = create_schema()
-    account = Account(start_service(url), "acme", set_up(url, "acme", None))
-    receive(account, "2026-03-01T10:00:00Z")
-    values: dict[str, str] = {}
-
-    def shell(text: str) -> str:
-        for name, value in values.items():
-            text = text.replace(name, value)
-        environ = {**os.environ, "DATABASE_URL": url, "PATH": f"{ROOT}:{os.environ['PATH']}"}
-        command = ["sh", "-ec", text]
-        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True).stdout
-
-    blocks = re.findall(r"^```(\w*)\n(.+?)\n```$", page, re.MULTILINE | re.DOTALL)
-    sealing, _, _, checking, exporting, verifying, keeping = [block for language, block in blocks if not language]
-    seal, line = shell(sealing).rstrip("\n").split("  ")
-    names = ("SINCE", "UNTIL", "EVENTS", "DIGEST", "PREVIOUS")
-    values = dict(zip(names, line.split()[1:-1], strict=True)) | {"SEAL": seal}
-    shell(exporting)
-    digests = [text.split()[0] for text in shell(checking).splitlines()]
-    assert digests == [values["DIGEST"], seal]
-    assert shell(verifying).count("acme: whole; 1 seal; 3 events") == 3
-    shell(keeping.splitlines()[0])
-    assert seal in (tmp_path / "heads.ndjson").read_text()
+# amendments
 
 
-# prune and undo
+def prune(account: Account, before: str, *options: str) -> str:
+    done = run(account, "prune", "--org", account.org_id, "--yes", "--before", before, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_pruning_keeps_to_whole_seals_and_marks_them(sealed: Account) -> None:
-    head = verify(sealed)[1]["head"]
-    account_prune = ["prune", "--org", sealed.org_id, "--yes", "--before"]
-    assert run(sealed, *account_prune, "2026-03-02T12:00Z").stdout.startswith("deleted 3 events received before")
-    status, report = verify(sealed, "--head", head)
-    assert status == 0
-    assert (report["pruned"], report["prunedUntil"], report["wholeEvents"]) == (1, "2026-03-02T00:00:00.000000Z", 6)
-    assert sealed.execute(
-        "SELECT number, pruned_by FROM seals WHERE org_id = %s AND pruned_at IS NOT NULL", sealed.org_id
-    ) == [(1, "prune --before 2026-03-02T12:00:00Z")]
-    sealed.execute("DELETE FROM audit_events WHERE org_id = %s AND received_at < '2026-03-03'", sealed.org_id)
-    assert verify(sealed)[0] == 3  # such as a partition that was dropped
-    assert run(sealed, *account_prune, "2026-03-03").stdout.startswith("deleted 0 events received before")
-    assert (verify(sealed)[0], sealed.count()) == (0, 3)
-    change(sealed, CHANGES["a row is added"])
-    assert verify(sealed)[1]["problems"] == [
-        f"seal 2 ({PERIOD}) was pruned by `prune --before 2026-03-03T00:00:00Z`, and 1 events are there: "
-        "run that again if it was interrupted"
-    ]
-
-
-def test_what_is_not_sealed_is_not_pruned_where_there_are_seals(
-    sealed: Account, new_account: Callable[..., Account]
-) -> None:
-    other = new_account()
-    for account in (sealed, other):
-        receive(account, "2026-03-05T10:00:00Z")
-    run(sealed, "prune", "--yes", "--before", "2026-03-06")
-    assert (sealed.count(), other.count()) == (3, 0)
+def test_pruning_keeps_to_whole_periods_and_says_so_in_the_chain(sealed: Account, tmp_path: Path) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    assert prune(sealed, "2026-03-02T12:00Z", "--reason", "270 days").startswith("deleted 3 events received before")
+    status, report = verify(sealed, *kept)
+    number = report["entries"]
+    begin, end = "1970-01-01T00:00:00.000000Z", "2026-03-02T00:00:00.000000Z"
+    made = f"{datetime.now(UTC):%Y-%m-%d}"
+    reason = "prune --before 2026-03-02T12:00:00Z: 270 days"
+    assert (status, report["events"], report["since"], report["amendments"]) == (
+        0,
+        6,
+        end,
+        [
+            f"entry {number} ({made}): {reason}: 3 events deleted of those received from {begin} to {end}; made after "
+            "the newest kept entry"
+        ],
+    )
+    head = report["head"]
+    assert (head["events"], head["digest"], head["reason"]) == (0, NOTHING, reason)
+    assert (
+        f"{sealed.org_id}: intact: 6 events since 2026-03-02; before that the trail was pruned (entry {number}, {made}"
+        f": {reason}); 0 events not sealed yet; the last entry is {number}, {head['entryDigest']}\n"
+    ) in run(sealed, "verify", "--org", sealed.org_id).stdout
+    assert prune(sealed, "2026-03-02T12:00Z").startswith("deleted 0 events")
+    assert verify(sealed)[1]["entries"] == number  # there was nothing left to say
+    assert verify(sealed, "--kept-for", "1d")[0] == 0
+    status, report = verify(sealed, "--kept-for", "4000d")
+    assert (status, "deleted what is younger than --kept-for: prune --before" in report["problems"][0]) == (3, True)
+    change(sealed, CHANGES["a row is added"].replace("2026-03-02", "2026-03-01"))
+    assert "1 event more than entry" in verify(sealed)[1]["problems"][0]
+    assert "was interrupted, run it again; else they were added" in verify(sealed)[1]["problems"][0]
+    prune(sealed, "2026-03-02")
     assert verify(sealed)[0] == 0
 
 
-def test_an_import_that_is_sealed_is_not_undone_by_accident(account: Account, tmp_path: Path) -> None:
+def test_a_prune_does_not_hide_that_events_were_missing(sealed: Account) -> None:
+    change(sealed, CHANGES["all events are gone"])
+    prune(sealed, "0d")
+    status, report = verify(sealed)
+    assert status == 0
+    assert "Z (0 of 9 sealed events were there): 9 events deleted" in report["amendments"][0]
+
+
+def test_all_that_was_pruned_is_named(sealed: Account, tmp_path: Path) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    prune(sealed, "0d")
+    status, report = verify(sealed, *kept, "--kept-for", "400d")
+    assert (status, report["events"], sealed.count()) == (3, 0, 0)
+    assert "9 events deleted of those received from" in report["amendments"][0]
+
+
+def test_what_is_not_sealed_is_not_pruned_where_there_is_a_chain(
+    sealed: Account, new_account: Callable[..., Account]
+) -> None:
+    other = new_account()
+    receive(other, "2026-03-05T10:00:00Z")
+    sealed.post(ODD)
+    run(sealed, "prune", "--yes", "--before", "0d")
+    assert (sealed.count(), other.count()) == (len(ODD), 0)
+    assert verify(sealed)[0] == 0
+
+
+def test_an_import_that_is_sealed_is_undone_only_on_purpose(account: Account, tmp_path: Path) -> None:
+    account.post(ODD)
     file = tmp_path / "a.ndjson"
     file.write_text("".join(json.dumps(event) + "\n" for event in ODD))
     assert run(account, "import", str(file), "--org", account.org_id).returncode == 0
@@ -636,11 +603,75 @@ def test_an_import_that_is_sealed_is_not_undone_by_accident(account: Account, tm
         ("idempotency_keys", "stored_at"),
     ):
         account.execute(f"UPDATE {table} SET {column} = {column} - interval '1 hour' WHERE org_id = %s", account.org_id)
-    assert len(seals(account)) in (1, 2)
+    assert sum(entry["events"] for entry in entries(account)) == 2 * len(ODD)
+    kept = keep_heads(account, tmp_path)
     [[import_id]] = account.execute("SELECT id FROM imports WHERE org_id = %s", account.org_id)
     undo = ["imports", "undo", str(import_id), "--yes"]
     refused = run(account, *undo)
-    assert (refused.returncode, "seal 1 covers events of import" in refused.stderr) == (1, True)
+    assert (refused.returncode, f"{len(ODD)} events of import {import_id} sealed" in refused.stderr) == (1, True)
     assert verify(account)[0] == 0
-    assert run(account, *undo, "--sealed").returncode == 0
-    assert (verify(account)[0], account.count()) == (3, 0)
+    assert run(account, *undo, "--sealed", "--reason", "wrong file").returncode == 0
+    status, report = verify(account, *kept)
+    assert (status, report["events"], account.count()) == (0, len(ODD), len(ODD))
+    assert f"imports undo {import_id}: wrong file: {len(ODD)} events deleted" in report["amendments"][0]
+
+
+def erase(account: Account, *options: str) -> subprocess.CompletedProcess[str]:
+    return run(account, "erase", "--org", account.org_id, "--yes", *options)
+
+
+def test_a_person_is_erased_and_the_rest_stays_proved(account: Account, tmp_path: Path) -> None:
+    for user in ("user_42", 42, "42", {"id": "user_42"}):
+        account.post([{"type": "tool_call", "toolName": "t", "metadata": {"userId": user, "n": n}} for n in range(2)])
+    account.execute("UPDATE audit_events SET received_at = '2026-03-01T10:00Z' WHERE org_id = %s", account.org_id)
+    account.post({"type": "tool_call", "toolName": "not sealed", "metadata": {"userId": "user_42"}})
+    seals(account)
+    kept = keep_heads(account, tmp_path)
+    reason = ["--reason", "request 17"]
+    assert erase(account, "--metadata", "userId=user_42").returncode == 2  # without a reason
+    assert erase(account, "--metadata", "userId", *reason).returncode == 2
+    assert erase(account, "--metadata", "{}", *reason).returncode == 2
+    dry = erase(account, "--metadata", "userId=user_42", "--dry-run")
+    assert dry.stdout == f"would delete 3 events of '{account.org_id}', and amend 1 sealed period\n"
+    assert (account.count(), verify(account)[1]["amendments"]) == (9, [])
+    done = erase(account, "--metadata", "userId=user_42", *reason)
+    assert done.stdout == f"deleted 3 events of '{account.org_id}', and amended 1 sealed period\n", done.stderr
+    for contained, left in (
+        (["userId=42", "--metadata", "n=1"], 4),  # a number or a text
+        (['{"userId": {"id": "user_42"}}', "--since", "2026-03-02"], 4),
+        (['{"userId": {"id": "user_42"}}'], 2),
+        (["userId=nobody"], 2),
+    ):
+        assert erase(account, "--metadata", *contained, *reason).returncode == 0
+        assert account.count() == left
+    status, report = verify(account, *kept)
+    assert (status, report["events"], report["unsealedEvents"]) == (0, 2, 0)
+    assert "erase: request 17: 6 events deleted of those received from" in report["amendments"][0]
+    assert "user_42" not in run(account, "seals", "--org", account.org_id).stdout
+    change(account, "UPDATE audit_events SET tool_name = 'x' WHERE org_id = %(org)s")
+    assert verify(account)[0] == 3
+
+
+def test_an_erasure_that_was_interrupted_ends_when_it_is_run_again(sealed: Account) -> None:
+    with psycopg.connect(sealed.service.database_url) as blocker:
+        blocker.execute("SELECT FROM audit_events WHERE org_id = %s FOR UPDATE", [sealed.org_id])
+        process = start(sealed, "erase", "--org", sealed.org_id, "--metadata", "n=1", "--reason", "request 17")
+        wait_for(lambda: sealed.execute("SELECT FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"))
+        process.kill()
+        process.communicate()
+        sealed.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+        )
+    assert "If `erase: request 17` was interrupted, run it again" in verify(sealed)[1]["problems"][0]
+    wait_for(lambda: "amended 0 sealed periods" in erase(sealed, "--metadata", "n=1", "--reason", "request 17").stdout)
+    status, report = verify(sealed)
+    assert (status, report["events"], len(report["amendments"])) == (0, 6, 1)
+
+
+def test_an_erasure_does_not_hide_a_forgery(sealed: Account) -> None:
+    change(sealed, CHANGES["a digit of metadata"])
+    assert erase(sealed, "--metadata", "n=2", "--reason", "request 17").returncode == 0
+    status, report = verify(sealed)
+    assert (status, sealed.count()) == (3, 6)
+    assert "the events of the period were not as they were sealed before" in report["problems"][0]
+    assert len(report["problems"]) == 1

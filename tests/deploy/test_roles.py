@@ -64,9 +64,9 @@ def test_the_service_works_with_the_least_of_privileges(
         "UPDATE organizations SET monthly_quota = NULL",
         "DELETE FROM monthly_usage",
         "DROP TABLE audit_events",
-        "SELECT FROM seals",
-        "DELETE FROM seals",
-        "UPDATE seals SET pruned_at = now()",
+        "SELECT FROM chain_entries",
+        "DELETE FROM chain_entries",
+        "UPDATE chain_entries SET events = 0",
     ):
         with psycopg.connect(web_url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(statement.encode())

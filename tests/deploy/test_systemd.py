@@ -45,7 +45,7 @@ def test_the_units_name_what_is_there() -> None:
         for path in re.findall(r"/opt/igris-ingest/(\S+)", text):
             assert (ROOT / path).exists(), path
         for command in re.findall(r"^ExecStart=\S+/igris-ingest (.+)$", text, re.MULTILINE):
-            assert command in ("prune --before ${PRUNE_BEFORE}", "prune", "seal")
+            assert command in ("prune --before ${PRUNE_BEFORE}", "prune", "seal", "check")
     unit = (ROOT / "deploy/igris-ingest.service").read_text()
     [check] = re.findall(r"^ExecReload=/opt/igris-ingest/.venv/bin/(.+)$", unit, re.MULTILINE)
     environ = {**os.environ, "DATABASE_URL": "postgresql:///igris"}
