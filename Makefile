@@ -1,4 +1,4 @@
-.PHONY: help run test test-fast clients-test lint lock fuzz crash-test bench
+.PHONY: help run test test-fast browser-test clients-test lint lock fuzz crash-test bench
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -16,6 +16,10 @@ test: usable .venv/dev ## Run all tests; against another PostgreSQL with TEST_DA
 
 test-fast: .venv/dev ## Run the tests of one process, against app, body and schemas: some seconds
 	.venv/bin/python -m pytest tests/fast
+
+browser-test: .venv/dev ## Look at the evidence page in Chromium, with what that needs
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/browser/requirements.txt
+	.venv/bin/python -m pytest -n 0 tests/browser
 
 clients-test: .venv/dev ## Run the recipes of docs/clients.md, generated clients and Parquet, with what they need
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt

@@ -3,7 +3,7 @@
 import click
 
 from commands import check, config_command, events, init_db, keys, organizations, prune, quota
-from commands.evidence import erase, export, seals, verify
+from commands.evidence import erase, export, pack, seals, verify
 from commands.importer import command as importer
 from commands.importer import records
 from config import VERSION
@@ -28,6 +28,7 @@ for each in (
     seals.seal,
     seals.list_seals,
     verify.verify,
+    pack.evidence,
     erase.erase,
     prune.prune,
     check.check,

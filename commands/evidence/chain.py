@@ -51,6 +51,12 @@ def exact(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
+def brief(moment: datetime) -> str:
+    """Return a time in UTC as a person reads it: midnight is the day alone."""
+    text = exact(moment)
+    return text.removesuffix("T00:00:00.000000Z")
+
+
 @dataclass(slots=True)
 class Entry:
     """A row of `chain_entries`: the columns are explained in schema.sql."""
@@ -99,7 +105,7 @@ class Entry:
         }
 
     def named(self) -> str:
-        return f"entry {self.number} ({exact(self.since)} to {exact(self.until)})"
+        return f"entry {self.number} ({brief(self.since)} to {brief(self.until)})"
 
     @property
     def is_amendment(self) -> bool:
@@ -139,7 +145,7 @@ class Period:
 
     def named(self) -> str:
         """Return the name of the entry that counts, with this period: an amendment may cover more."""
-        return f"entry {self.newest.number} ({exact(self.since)} to {exact(self.until)})"
+        return f"entry {self.newest.number} ({brief(self.since)} to {brief(self.until)})"
 
 
 def entries_of(connection: Connection, org_id: str) -> list[Entry]:

@@ -16,6 +16,7 @@ from commands.evidence.chain import (
     BEGINNING,
     Entry,
     Period,
+    brief,
     broken_links,
     digest_of,
     entries_of,
@@ -252,7 +253,7 @@ def verify_organization(
     chosen = [p for p in periods if (not since or p.until > since) and (not until or p.since < until)]
     with progress(sum(period.newest.events for period in chosen), "events") as show_progress:
         done = 0
-        for group in _groups(chosen):
+        for group in groups_of(chosen):
             found = list(_differences(connection, org_id, group))
             report.problems += found
             events = sum(period.newest.events for period in group)
@@ -296,11 +297,12 @@ def _add_amendments(report: Report, entries: list[Entry], periods: list[Period],
         numbers = f"entry {made[0].number}" if len(made) == 1 else f"entries {made[0].number} to {made[-1].number}"
         date = f"{made[0].made_at:%Y-%m-%d}" if made[0].made_at else "-"
         begin, end = min(entry.since for entry in made), max(entry.until for entry in made)
-        what = f"{counted(sum(deleted.get(entry.number, 0) for entry in made), 'event')} deleted of those received"
+        when = f"before {brief(end)}" if begin == BEGINNING else f"from {brief(begin)} to {brief(end)}"
+        what = f"{counted(sum(deleted.get(entry.number, 0) for entry in made), 'event')} deleted of those"
         if made[0].moves_the_end:
-            what = "sealed again what was received"
+            what = "sealed again what was"
         after = "" if is_vouched else "; made after the newest kept entry"
-        report.amendments.append(f"{numbers} ({date}): {reason}: {what} from {exact(begin)} to {exact(end)}{after}")
+        report.amendments.append(f"{numbers} ({date}): {reason}: {what} received {when}{after}")
         if reason and reason.endswith(WAS_NOT_INTACT):
             report.problems.append(f"{numbers}: the events of the period were not as they were sealed before")
 
@@ -319,7 +321,7 @@ def _vouched(report: Report, entries: list[Entry], number: int) -> str:
     events = report.unsealed + sum(entry.events for entry in later if entry.moves_the_end)
     amendments = sum(entry.is_amendment for entry in later)
     return (
-        f"kept entries vouch for what was received before {exact(until)} (entry {number}); after that entry came "
+        f"kept entries vouch for what was received before {brief(until)} (entry {number}); after that entry came "
         f"{counted(events, 'event')} and {counted(amendments, 'amendment')}"
     )
 
@@ -340,7 +342,7 @@ def _waiting(connection: Connection, org_id: str, periods: list[Period], now: da
     day_end = begun and begun.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + MAX_WAIT
     waiting = min((each for each in (oldest, day_end) if each), default=now)
     if now - waiting > MAX_WAIT:
-        sealed = f"since {exact(sealed_until)}" if sealed_until else "yet"
+        sealed = f"since {brief(sealed_until)}" if sealed_until else "yet"
         what = f"the oldest of {exact(oldest)}" if oldest else "no event"
         yield (
             f"nothing was sealed {sealed}, for over a day, and {what} waits for a seal. What is not sealed can be "
@@ -348,7 +350,7 @@ def _waiting(connection: Connection, org_id: str, periods: list[Period], now: da
         )
 
 
-def _groups(periods: list[Period]) -> Iterator[list[Period]]:
+def groups_of(periods: list[Period]) -> Iterator[list[Period]]:
     """Yield each period that has events, and runs of periods that have none and have no gap between them."""
     run: list[Period] = []
     for period in periods:
@@ -374,13 +376,22 @@ def _differences(connection: Connection, org_id: str, group: list[Period]) -> It
         return
     [period] = group
     with lines(connection, Filters(org_id, period.since, period.until)) as found:
-        events, digest = digest_of(found)
+        if problem := problem_of(period, *digest_of(found)):
+            yield problem
+
+
+def problem_of(period: Period, events: int, digest: bytes) -> str | None:
+    """Return what is wrong with a period that has so many events with this digest, as a sentence."""
+    expected = period.newest.events
     if events > expected:
-        yield _added(period, events)
-    elif events < expected:
-        yield f"{period.named()}: {counted(expected - events, 'event')} of {expected} missing from the trail. {COMPARE}"
-    elif digest != period.newest.digest:
-        yield f"{period.named()}: some of {counted(events, 'event')} changed after they were sealed. {COMPARE}"
+        return _added(period, events)
+    if events < expected:
+        return (
+            f"{period.named()}: {counted(expected - events, 'event')} of {expected} missing from the trail. {COMPARE}"
+        )
+    if digest != period.newest.digest:
+        return f"{period.named()}: some of {counted(events, 'event')} changed after they were sealed. {COMPARE}"
+    return None
 
 
 COMPARE = "An export or a backup of the period shows which: --export"

@@ -228,18 +228,17 @@ FOUND = {
     ],
     "an entry is gone": ["entry 2 is missing from the chain"],
     "an event is dated back into a quiet day": [
-        "entry 15 (2026-03-15T00:00:00.000000Z to 2026-03-16T00:00:00.000000Z): 1 event added to 0 after they were "
-        f"sealed. {COMPARE}"
+        f"entry 15 (2026-03-15 to 2026-03-16): 1 event added to 0 after they were sealed. {COMPARE}"
     ],
     "a time of receipt is infinite": [TIMELESS, MISSING],
     "an event never had a time of receipt": [TIMELESS],
     "all events are gone": [
-        f"entry {day} (2026-03-0{day}T00:00:00.000000Z to 2026-03-0{day + 1}T00:00:00.000000Z): 3 events of 3 missing "
-        f"from the trail. {COMPARE}".replace("2026-03-01T00:00:00.000000Z to", "1970-01-01T00:00:00.000000Z to")
+        f"entry {day} ({'1970-01-01' if day == 1 else f'2026-03-0{day}'} to 2026-03-0{day + 1}): 3 events of 3 missing "
+        f"from the trail. {COMPARE}"
         for day in (1, 2, 3)
     ],
 }
-PERIOD = "2026-03-02T00:00:00.000000Z to 2026-03-03T00:00:00.000000Z"
+PERIOD = "2026-03-02 to 2026-03-03"
 
 
 @pytest.fixture
@@ -315,8 +314,8 @@ def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_kept_entries(sealed: 
     status, report = verify(sealed, "--heads", str(tmp_path / "seals"))
     assert (status, report["vouched"]) == (
         0,
-        f"kept entries vouch for what was received before {report['head']['until']} (entry {report['entries']}); after "
-        "that entry came 0 events and 0 amendments",
+        f"kept entries vouch for what was received before {report['head']['until'][:10]} (entry {report['entries']}); "
+        "after that entry came 0 events and 0 amendments",
     )
     change(sealed, CHANGES["a digit of metadata"])
     sealed.execute("DELETE FROM chain_entries WHERE org_id = %s", sealed.org_id)
@@ -534,15 +533,14 @@ def test_pruning_keeps_to_whole_periods_and_says_so_in_the_chain(sealed: Account
     assert prune(sealed, "2026-03-02T12:00Z", "--reason", "270 days").startswith("deleted 3 events received before")
     status, report = verify(sealed, *kept)
     number = report["entries"]
-    begin, end = "1970-01-01T00:00:00.000000Z", "2026-03-02T00:00:00.000000Z"
     made = f"{datetime.now(UTC):%Y-%m-%d}"
     reason = "prune --before 2026-03-02T12:00:00Z: 270 days"
     assert (status, report["events"], report["since"], report["amendments"]) == (
         0,
         6,
-        end,
+        "2026-03-02T00:00:00.000000Z",
         [
-            f"entry {number} ({made}): {reason}: 3 events deleted of those received from {begin} to {end}; made after "
+            f"entry {number} ({made}): {reason}: 3 events deleted of those received before 2026-03-02; made after "
             "the newest kept entry"
         ],
     )
@@ -577,7 +575,7 @@ def test_all_that_was_pruned_is_named(sealed: Account, tmp_path: Path) -> None:
     prune(sealed, "0d")
     status, report = verify(sealed, *kept, "--kept-for", "400d")
     assert (status, report["events"], sealed.count()) == (3, 0, 0)
-    assert "9 events deleted of those received from" in report["amendments"][0]
+    assert "9 events deleted of those received before" in report["amendments"][0]
 
 
 def test_what_is_not_sealed_is_not_pruned_where_there_is_a_chain(
@@ -646,7 +644,7 @@ def test_a_person_is_erased_and_the_rest_stays_proved(account: Account, tmp_path
         assert account.count() == left
     status, report = verify(account, *kept)
     assert (status, report["events"], report["unsealedEvents"]) == (0, 2, 0)
-    assert "erase: request 17: 6 events deleted of those received from" in report["amendments"][0]
+    assert "erase: request 17: 6 events deleted of those received before" in report["amendments"][0]
     assert "user_42" not in run(account, "seals", "--org", account.org_id).stdout
     change(account, "UPDATE audit_events SET tool_name = 'x' WHERE org_id = %(org)s")
     assert verify(account)[0] == 3

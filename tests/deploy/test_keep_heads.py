@@ -28,7 +28,7 @@ def test_the_commands_of_the_document_work_as_they_stand(account: Account, tmp_p
     environ = {**os.environ, "DATABASE_URL": url, "PATH": f"{ROOT}:{os.environ['PATH']}"}
     found = re.findall(r"^ *```(\w*)\n(.+?)\n *```$", text, re.MULTILINE | re.DOTALL)
     blocks = [block for language, block in found if not language]
-    sealing, _, _, setting_back, handing_out, checking, hashing, verifying, *_ = blocks
+    packing, sealing, _, _, setting_back, handing_out, checking, hashing, verifying, *_ = blocks
 
     def shell(script: str) -> str:
         done = subprocess.run(
@@ -48,6 +48,8 @@ def test_the_commands_of_the_document_work_as_they_stand(account: Account, tmp_p
     (tmp_path / "chain.txt").write_text(chain.replace('"events": 3', '"events": 2'))
     assert shell(checking).startswith("changed: ")
     shell("igris-ingest verify --json > heads.ndjson")
+    shell(packing.replace("2026-09-01", "2026-03-01"))
+    assert shell("sh acme-2026-q4/check.sh").startswith("OK: ")
     assert shell(verifying).count("acme: intact: 3 events since 2026-03-01; 0 events not sealed yet") == 3
 
 
