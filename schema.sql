@@ -73,6 +73,17 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (org_id, key)
 );
 
+-- The rows that `import --id` stored, so that each is stored once, whatever file it comes in.
+CREATE TABLE imported_rows (
+    org_id    text NOT NULL,
+    row_id    bytea NOT NULL,  -- the first 16 bytes of the SHA-256 of the row's id
+    content   bytea NOT NULL,  -- the first 16 bytes of the SHA-256 of its event
+    stored_at timestamptz NOT NULL DEFAULT now(),  -- received_at of its event
+    PRIMARY KEY (org_id, row_id)
+);
+
+CREATE INDEX imported_rows_stored_at ON imported_rows USING brin (stored_at);
+
 -- The runs of `import`. Only one at a time runs into an organization, so the events of a run are those with the source
 -- `import` that were received from its beginning to its end.
 CREATE TABLE imports (

@@ -75,6 +75,8 @@ def report_error(what: str) -> Iterator[list[Exception]]:
         click.echo(printable(f"Error: {what}: {': '.join(error.args)}"), err=True)
 
 
+MAX_LOCK_WAIT = "10min"  # for the advisory lock of another process
+
 _FIRST_TIME = datetime(1, 1, 1, tzinfo=UTC)
 _LAST_TIME = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
@@ -142,9 +144,11 @@ def snapshot() -> Iterator[Connection]:
 def lock_partitions(connection: Connection) -> None:
     """Keep events from being moved to another partition until the transaction ends.
 
-    Has to be its first statement: one that sees an older state, and waits for the move, finds the events nowhere.
+    Has to be its first statement: one that sees an older state, and waits for the move, finds the events nowhere. From
+    then on, PostgreSQL's own functions are found before functions of the same name in other schemas.
     """
     connection.execute("LOCK TABLE audit_events IN ACCESS SHARE MODE")
+    connection.execute("SELECT set_config('search_path', 'pg_catalog, ' || current_setting('search_path'), true)")
 
 
 @contextmanager
@@ -160,7 +164,12 @@ def exclusive(connection: Connection, name: str, org_id: str, *, wait: bool = Fa
         if not wait:
             raise AlreadyRunning(f"{holder}; try again when it has ended")
         click.echo(f"{holder}: waiting", err=True)
-        connection.execute("SELECT pg_advisory_lock(hashtext(%s), hashtext(%s))", lock)
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [MAX_LOCK_WAIT])
+        try:
+            connection.execute("SELECT pg_advisory_lock(hashtext(%s), hashtext(%s))", lock)
+        except psycopg.errors.LockNotAvailable:
+            raise database_errors.Unavailable(f"{holder} for over {MAX_LOCK_WAIT}") from None
+        connection.execute("SELECT set_config('lock_timeout', '0', false)")
     try:
         yield
     finally:

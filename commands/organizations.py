@@ -168,7 +168,7 @@ def rename_organization(connection: Connection, org_id: str, name: str) -> None:
     await_key_checks(connection)
     if connection.execute(SELECT_USED, {"org_id": org_id}).fetchone():
         raise click.ClickException(
-            f"{org_id!r} has stored events, which keep its name: make another organization, and keys for it"
+            f"{org_id!r} has stored events or seals, which keep its name: make another organization, and keys for it"
         )
     names = {"org_id": org_id, "name": name}
     if not connection.execute(COPY_ORGANIZATION, names).rowcount:
@@ -193,6 +193,7 @@ def delete_organization(connection: Connection, org_id: str) -> Iterator[int]:
     while connection.execute(DELETE_IDEMPOTENCY_KEYS, parameters).rowcount:
         pass
     connection.execute("DELETE FROM monthly_usage WHERE org_id = %(org_id)s", parameters)
+    connection.execute("DELETE FROM imported_rows WHERE org_id = %(org_id)s", parameters)
     connection.execute("DELETE FROM imports WHERE org_id = %(org_id)s", parameters)
     connection.execute("DELETE FROM chain_entries WHERE org_id = %(org_id)s", parameters)
     connection.execute("DELETE FROM organizations WHERE id = %(org_id)s", parameters)

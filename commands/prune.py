@@ -21,11 +21,13 @@ SELECT_PRUNABLE = """
         SELECT
             org_id,
             coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until,
-            coalesce(sum(events) FILTER (WHERE until <= %(before)s AND number > pruned), 0) AS events
+            coalesce(sum(events) FILTER (WHERE until <= %(before)s AND until > pruned), 0) AS events
         FROM (
             SELECT
                 e.*,
-                coalesce(max(number) FILTER (WHERE reason LIKE 'prune %%') OVER (PARTITION BY org_id), 0) AS pruned
+                coalesce(
+                    max(until) FILTER (WHERE reason LIKE 'prune %%') OVER (PARTITION BY org_id), '-infinity'
+                ) AS pruned
             FROM chain_entries e
             WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
         ) AS e
@@ -78,6 +80,12 @@ DELETE_EVENTS = """
 DELETE_CHUNK_KEYS = """
     DELETE FROM idempotency_keys
     WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at < %(before)s
+"""
+
+# The ids of rows that were imported: an event that was pruned can be imported again.
+DELETE_ROW_IDS = """
+    DELETE FROM imported_rows
+    WHERE org_id = %(org_id)s AND stored_at < %(before)s
 """
 
 DELETE_EXPIRED_KEYS = """
@@ -196,6 +204,7 @@ def prune_events(connection: Connection, prunable: Prunable) -> Iterator[int]:
     parameters = {"org_id": prunable.org_id, "before": prunable.before, "last": prunable.last_id}
     yield from delete_batches(connection, "id <= %(last)s AND received_at < %(before)s", parameters)
     connection.execute(DELETE_CHUNK_KEYS, parameters)
+    connection.execute(DELETE_ROW_IDS, parameters)
 
 
 def delete_batches(connection: Connection, condition: str, parameters: dict[str, Any]) -> Iterator[int]:

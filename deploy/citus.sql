@@ -9,7 +9,8 @@ BEGIN;
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
 
 -- All at once and in one order, or requests and this would wait for each other.
-LOCK TABLE schema_version, organizations, api_keys, audit_events, monthly_usage, idempotency_keys, imports, chain_entries
+LOCK TABLE schema_version, organizations, api_keys, audit_events, monthly_usage, idempotency_keys, imports, chain_entries,
+    imported_rows
     IN ACCESS EXCLUSIVE MODE;
 
 -- by name: on the way a table can get another oid
@@ -22,7 +23,8 @@ INSERT INTO wanted VALUES
     (5, 'monthly_usage', 'audit_events'),
     (6, 'idempotency_keys', 'audit_events'),
     (7, 'imports', 'audit_events'),
-    (8, 'chain_entries', 'audit_events');
+    (8, 'chain_entries', 'audit_events'),
+    (9, 'imported_rows', 'audit_events');
 DELETE FROM wanted WHERE name::regclass IN (SELECT logicalrelid FROM pg_dist_partition);
 
 SELECT CASE WHEN colocated IS NULL

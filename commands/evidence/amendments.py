@@ -36,7 +36,7 @@ class Reason(click.ParamType[str]):
     name = "text"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not (0 < len(value) <= 1000 and value.isprintable()):
+        if not (value.strip() and len(value) <= 1000 and value.isprintable()):
             self.fail("must have 1 to 1,000 printable characters, in one line", param, ctx)
         return value
 
@@ -74,6 +74,8 @@ def amend(connection: Connection, org_id: str, condition: str, parameters: dict[
     """
     made = []
     for period, _ in count_by_period(connection, org_id, condition, parameters):
+        if not period.newest.events:  # a prune deletes all of it
+            continue
         with connection.transaction():
             lock_partitions(connection)
             filters = Filters(org_id, period.since, period.until)
@@ -82,7 +84,13 @@ def amend(connection: Connection, org_id: str, condition: str, parameters: dict[
             if digest == period.newest.digest:
                 continue
             with lines(connection, filters) as found:
-                is_intact = digest_of(found)[1] == period.newest.digest
+                there, digest_before = digest_of(found)
+            if period.newest.is_amendment and there > period.newest.events:
+                raise click.ClickException(
+                    f"{period.named()} has more events than `{period.newest.reason}` left: first end that command, "
+                    "which was interrupted"
+                )
+            is_intact = digest_before == period.newest.digest
             words = reason if is_intact else f"{reason} {WAS_NOT_INTACT}"
             new = following(connection, org_id, [(period.since, period.until, events, digest)], words)
             append(connection, new)

@@ -19,7 +19,7 @@ BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # `since` of an organization's fir
 NO_EVENTS = hashlib.sha256(b"").digest()
 
 CLOCK_WAS_AHEAD = "seal --clock-was-ahead"
-"""The command in the reason of an entry that ends the last period earlier than its seal did. SQL looks for `seal %`."""
+"""The command in the reason of an entry that ends the last period earlier than its seal did: a set-back."""
 
 SELECT_ENTRIES = """
     SELECT org_id, number, since, until, events, digest, previous, reason, entry_digest, made_at
@@ -114,7 +114,7 @@ class Entry:
     @property
     def moves_the_end(self) -> bool:
         """Whether the next seal begins where this entry ends."""
-        return self.reason is None or self.reason.startswith(CLOCK_WAS_AHEAD)
+        return self.reason is None or self.reason.startswith("seal ")
 
 
 def read_shown(members: dict[str, Any]) -> Entry:
@@ -124,8 +124,12 @@ def read_shown(members: dict[str, Any]) -> Entry:
         digest, previous = (bytes.fromhex(members[name]) for name in ("digest", "previous"))
         organization, number, events = str(members["organization"]), int(members["number"]), int(members["events"])
         entry = Entry(organization, number, since, until, events, digest, previous, members["reason"])
+        made_at = members.get("madeAt")
+        entry.made_at = datetime.fromisoformat(made_at) if made_at else None
     except (KeyError, TypeError, OverflowError):
         raise ValueError("a member is missing or invalid") from None
+    if not (0 < len(organization) <= 255 and organization.isprintable()):
+        raise ValueError("organization is not a name")
     if members.get("entryDigest") != entry.entry_digest.hex():
         raise ValueError("entryDigest is not the digest of the other members")
     return entry
@@ -138,6 +142,7 @@ class Period:
     since: datetime
     until: datetime
     entries: list[Entry] = field(default_factory=list)
+    replaced: list["Period"] = field(default_factory=list)  # by a set-back, which is the first entry
 
     @property
     def newest(self) -> Entry:
@@ -158,14 +163,16 @@ def periods_of(entries: Iterable[Entry]) -> list[Period]:
 
     1. A seal begins a new period.
     2. An amendment is added to the periods that it covers.
-    3. An amendment of `seal --clock-was-ahead` replaces the periods from its `since` on.
+    3. A set-back, the amendment of `seal --clock-was-ahead`, replaces the periods from its `since` on.
     """
     periods: list[Period] = []
     for entry in entries:
         if entry.moves_the_end:
+            replaced: list[Period] = []
             if entry.is_amendment:
-                del periods[bisect_left(periods, entry.since, key=lambda period: period.since) :]
-            periods.append(Period(entry.since, entry.until, [entry]))
+                first = bisect_left(periods, entry.since, key=lambda period: period.since)
+                replaced, periods = periods[first:], periods[:first]
+            periods.append(Period(entry.since, entry.until, [entry], replaced))
         else:
             for period in covered(periods, entry):
                 period.entries.append(entry)
@@ -209,7 +216,9 @@ def _is_bounded(entry: Entry, bounds: list[datetime]) -> bool:
     if entry.since not in bounds[first : first + 1]:
         return False
     end = bisect_left(bounds, entry.until)
-    return entry.moves_the_end or (entry.until in bounds[end : end + 1] and (end == first + 1 or not entry.events))
+    if entry.moves_the_end:  # it ends the first of the periods that it replaces earlier
+        return end == first + 1 < len(bounds) and entry.until < bounds[end]
+    return entry.until in bounds[end : end + 1] and (end == first + 1 or not entry.events)
 
 
 def append(connection: Connection, made: list[Entry]) -> None:

@@ -19,11 +19,12 @@ from database import Connection
 
 MAX_DIFFERENCES = 100  # how many differences are named
 
-MAX_LINE = 2**28  # the bytes that are read as one line. No event's line is as long.
+MAX_LINE = 2**25  # the bytes that are read as one line. No event's line is as long.
+MAX_NAMES = 10  # how many members are named in which a line differs, by their first characters
 
 _RECEIPT_BEGINS = b', "receipt": {"id": '  # nothing in a string looks like it: there, quotes are escaped
 _RECEIPT = re.compile(
-    rb', "receipt": \{"id": (\d{1,19}), "organization": "[^\n]*", "apiKeyId": (?:\d{1,19}|null), '
+    rb', "receipt": \{"id": (\d{1,19}), "organization": "(?:[^"\\]|\\.)*", "apiKeyId": (?:\d{1,19}|null), '
     rb'"source": "\w+", "receivedAt": "(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)"\}\}\n'
 )
 
@@ -39,6 +40,7 @@ class FileReport:
     lines: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    of_trail: list[str] = field(default_factory=list)  # problems of the trail, which the file proves
     unnamed: int = 0  # problems that are not in the list
 
     def add(self, problem: str) -> None:
@@ -124,10 +126,12 @@ class _Stretch:
     """A part of the trail that is compared at once, and what was found."""
 
     filters: Filters
-    period: Period | None  # None: not sealed, or not all of a sealed period
+    period: Period | None  # None: not sealed, or some of the events of a sealed period
+    amended_by: int = 0  # the number of the entry that amended some of it, if `period` is None
     found: FileReport = field(default_factory=FileReport)
     missing: int = 0  # events of the trail that the file does not have
     first_missing: _Key = _END
+    later: int = 0  # missing events behind the last line of the file
 
     @property
     def since(self) -> _Key:
@@ -162,6 +166,12 @@ def compare_file(connection: Connection, filters: Filters, periods: list[Period]
         _compare_before(exported, stretch.since, report)
         _compare(connection, stretch, exported)
         _report(stretch, report)
+        if exported.key == _END and not filters.until:
+            stretch.missing -= stretch.later
+            if stretch.later:
+                report.notes.append(
+                    f"{counted(stretch.later, 'event')} of its last period received after its last line"
+                )
         if stretch.missing and not missing:
             first_missing = stretch.first_missing
         missing += stretch.missing
@@ -186,8 +196,11 @@ def _stretches(filters: Filters, periods: list[Period]) -> Iterator[_Stretch]:
         since = max(period.since, filters.since or period.since)
         until = min(period.until, filters.until or period.until)
         if since < until:
-            is_whole = since == period.since and until == period.until
-            yield _Stretch(replace(filters, since=since, until=until), period if is_whole else None)
+            chosen = replace(filters, since=since, until=until)
+            if chosen == Filters(filters.org_id, period.since, period.until):
+                yield _Stretch(chosen, period)
+            else:
+                yield _Stretch(chosen, None, period.newest.number if period.newest.is_amendment else 0)
     sealed_until = periods[-1].until if periods else None
     since_unsealed = max((each for each in (sealed_until, filters.since) if each), default=None)
     if not (filters.until and since_unsealed and filters.until <= since_unsealed):
@@ -210,7 +223,7 @@ def _compare_before(exported: ExportedFile, until: _Key, report: FileReport) -> 
 
 def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) -> None:
     exported.digest = hashlib.sha256()
-    first_line = exported.number
+    first_line, differing = exported.number, 0
     is_sealed = stretch.period is not None or stretch.filters.until is not None
     with lines(connection, stretch.filters) as found:
         for line in found:
@@ -218,16 +231,19 @@ def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) 
             _compare_before(exported, key, stretch.found)
             if key != exported.key:
                 stretch.missing += is_sealed
+                stretch.later += is_sealed and exported.key == _END
                 stretch.first_missing = min(stretch.first_missing, key)
                 continue
             if line != exported.line:
-                names = ", ".join(_differing(_parsed(exported.line), _parsed(line)))
-                stretch.found.add(
-                    f"line {exported.number} (event {key[1]}) differs from the trail: {names or 'spelling'}"
-                )
+                names = _names(exported.line, line)
+                stretch.found.add(f"line {exported.number} (event {key[1]}) differs from the trail: {names}")
+                differing += 1
             exported.advance()
     _compare_before(exported, stretch.until, stretch.found)
     period = stretch.period
+    if stretch.amended_by and stretch.found.problems:
+        why = f"entry {stretch.amended_by} amended the period, and some of its events do not prove what was there"
+        stretch.found = FileReport(notes=[f"{each}; {why}" for each in stretch.found.problems])
     if not period or not (stretch.found.problems or stretch.missing):
         return
     named = f"{counted(exported.number - first_line, 'line')} from line {first_line} on"
@@ -239,7 +255,13 @@ def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) 
             else "the trail differs"
         )
         stretch.found = FileReport(notes=[f"{named}: as entry {before[-1].number} has them; {why}"])
-        stretch.missing = 0
+        others = stretch.missing + differing
+        if before[-1] is not period.newest and others:
+            stretch.found.of_trail.append(
+                f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period changed "
+                f"or added since entry {before[-1].number}: the file has that entry's events"
+            )
+        stretch.missing = stretch.later = 0
     elif not period.newest.events and period.newest.is_amendment:
         problem = (
             f"{named}: not as entry {period.entries[0].number} sealed them; entry {period.newest.number} deleted them"
@@ -252,21 +274,34 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
-        return {}
+        return None
+
+
+def _names(line: bytes, of_trail: bytes) -> str:
+    """Return the names of the members in which a line of the file differs from that of the trail."""
+    if len(line) > 2 * len(of_trail) + 1000:
+        return "its length"
+    one, other = _parsed(line), _parsed(of_trail)
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return "its JSON"
+    names = [name[:100] for name in _differing(one, other)]
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{', '.join(names[:MAX_NAMES])}{more}" if names else "its spelling"
 
 
 def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
     """Yield the names of the members in which two events differ."""
     for name in dict.fromkeys([*one, *other]):
         if one.get(name) != other.get(name):
-            if name == "receipt" and not prefix:
-                yield from _differing(one.get(name, {}), other.get(name, {}), "receipt.")
+            if name == "receipt" and not prefix and isinstance(one.get(name), dict):
+                yield from _differing(one[name], other[name], "receipt.")
             else:
                 yield f"{prefix}{name}"
 
 
 def _report(stretch: _Stretch, report: FileReport) -> None:
     report.notes += stretch.found.notes
+    report.of_trail += stretch.found.of_trail
     for problem in stretch.found.problems:
         report.add(problem)
     report.unnamed += stretch.found.unnamed

@@ -35,14 +35,21 @@ class Contained(click.ParamType[list[str]]):
                 content = json.loads(value)
             except (ValueError, RecursionError):
                 self.fail(f"{value!r} is no JSON object", param, ctx)
-            if not content:
-                self.fail("{} is contained in all metadata", param, ctx)
+            if not _has_value(content):
+                self.fail(f"{value!r} has no value: the metadata of too many events contain it", param, ctx)
             return [value]
         key, equals, text = value.partition("=")
         if not key or not equals:
             self.fail(f"{value!r} is not KEY=VALUE, nor a JSON object", param, ctx)
         number = [f"{{{json.dumps(key)}: {text}}}"] if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", text, re.ASCII) else []
         return [json.dumps({key: text}), *number]
+
+
+def _has_value(content: Any) -> bool:
+    """Return whether JSON has something in it that is not an object or array."""
+    if isinstance(content, dict | list):
+        return any(map(_has_value, content.values() if isinstance(content, dict) else content))
+    return True
 
 
 @click.command("erase")

@@ -47,15 +47,18 @@ class Vouched:
 
 def compare_heads(entries: list[Entry], kept: list[Entry]) -> Vouched:
     """Compare kept entries with a chain. Each has to be in it."""
-    there = {entry.number: entry.entry_digest for entry in entries}
+    there = {entry.number: entry for entry in entries}
     newest: Entry | None = None
     differing: list[Entry] = []
+    problems = []
     for entry in sorted(kept, key=lambda each: each.number):
-        if there.get(entry.number) == entry.entry_digest:
+        found = there.get(entry.number)
+        if found and found.entry_digest == entry.entry_digest:
             newest = entry
+            if entry.made_at and entry.made_at != found.made_at:
+                problems.append(f"{entry.named()}: the time at which it was made is another one than was kept")
         else:
             differing.append(entry)
-    problems = []
     if differing:
         first = differing[0]
         number = counted(len({entry.entry_digest for entry in differing}), "kept entry", "kept entries")

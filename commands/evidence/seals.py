@@ -155,10 +155,9 @@ def seal_organization(connection: Connection, org_id: str, end: datetime) -> Ite
         lock_partitions(connection)
         period = {"org_id": org_id, "since": since or BEGINNING, "until": end}
         days = [_midnight(day) for (day,) in connection.execute(SELECT_DAYS, period)]
-    created = connection.execute(SELECT_CREATED, period).fetchone()
     if since is None:  # the first entry begins with 1970, and ends with the first day that can have events
-        firsts = [*days[:1], *(_midnight(moment.astimezone(UTC)) for moment in created or ())]
-        since = min(firsts, default=end)
+        [(created,)] = connection.execute(SELECT_CREATED, period).fetchall()
+        since = min([*days[:1], _midnight(min(max(created, BEGINNING), end).astimezone(UTC))])
     for day in [*days, None]:
         with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
             lock_partitions(connection)

@@ -55,6 +55,14 @@ COUNT_TIMELESS = """
       AND (received_at IS NULL OR received_at < '1970-01-01Z' OR received_at >= 'infinity')
 """
 
+# A view, or rules, could show other rows than those that are stored.
+SELECT_ODD_TABLES = """
+    SELECT relname
+    FROM pg_class
+    WHERE oid IN ('audit_events'::regclass, 'chain_entries'::regclass)
+      AND (relkind NOT IN ('r', 'p') OR relrowsecurity OR relhasrules)
+"""
+
 SELECT_OLDEST = """
     SELECT min(received_at)
     FROM audit_events
@@ -108,13 +116,13 @@ class Report:
             "since": self.since and exact(self.since),
             "unsealedEvents": self.unsealed,
             "entries": self.entries,
-            "head": self.head and self.head.shown(),
         }
         if self.vouched:
             content["vouched"] = self.vouched
         if self.file:
             content["export"] = self.file.shown()
-        return content
+        # the last one, for deploy/keep-heads
+        return {**content, "head": self.head and self.head.shown()}
 
     def sentences(self) -> Iterator[str]:
         """Yield the report as a person reads it: problems, amendments, and in the end the result."""
@@ -177,6 +185,7 @@ def verify(
     kept = read_heads(heads) if heads else None
     is_intact, file_is_intact, failed = True, True, False
     with snapshot() as connection:
+        odd_tables = [name for (name,) in connection.execute(SELECT_ODD_TABLES)]
         for org_id, is_known in _organizations(connection, org, kept or {}).items():
             with report_error(org_id) as errors, connection.transaction():
                 entries = entries_of(connection, org_id)
@@ -186,8 +195,11 @@ def verify(
                 )
                 if not is_known:
                     report.problems.insert(0, _gone(report))
+                for name in odd_tables:
+                    report.problems.append(f"{name} is not the plain table of init-db: ask who has changed it")
                 if exported:
                     report.file = compare_file(connection, filters, periods_of(entries), exported)
+                    report.problems += report.file.of_trail
                     file_is_intact = not report.file.problems
                 is_intact = is_intact and not report.problems
                 if as_json:
@@ -236,12 +248,14 @@ def verify_organization(
     report = Report(org_id, head=entries[-1] if entries else None, entries=len(entries))
     report.problems += broken_links(entries)
     report.since, report.pruned_by = _kept_since(periods)
-    vouched_number = 0
+    vouched_number, newest = 0, None
     if kept is not None:
         vouched = compare_heads(entries, kept)
         report.problems += vouched.problems
-        vouched_number = vouched.newest.number if vouched.newest else 0
-    _add_amendments(report, entries, periods, None if kept is None else vouched_number)
+        newest = vouched.newest
+        vouched_number = newest.number if newest else 0
+    deleted = _add_amendments(report, entries, periods, None if kept is None else vouched_number)
+    report.problems += _set_backs(connection, periods, deleted, newest)
     if kept_for is not None:
         report.problems += _deleted_since(entries, now - kept_for)
     [(timeless,)] = connection.execute(COUNT_TIMELESS, {"org_id": org_id}).fetchall()
@@ -280,8 +294,11 @@ def _kept_since(periods: list[Period]) -> tuple[datetime | None, Entry | None]:
     return last_of_first.replace(hour=0, minute=0, second=0, microsecond=0), None
 
 
-def _add_amendments(report: Report, entries: list[Entry], periods: list[Period], vouched: int | None) -> None:
-    """Describe the amendments of a chain, and report those that changed events instead of deleting them."""
+def _add_amendments(report: Report, entries: list[Entry], periods: list[Period], vouched: int | None) -> dict[int, int]:
+    """Describe the amendments of a chain, and report those that changed events instead of deleting them.
+
+    Returns how many events each amendment deleted, by its number.
+    """
     deleted: dict[int, int] = {}
     for period in periods:
         for before, entry in pairwise(period.entries):
@@ -289,22 +306,52 @@ def _add_amendments(report: Report, entries: list[Entry], periods: list[Period],
             deleted[entry.number] = deleted.get(entry.number, 0) + taken
             if taken < 0 or (taken == 0 and before.digest != entry.digest):
                 report.problems.append(f"{entry.named()} changes events, or adds some, where it may only delete")
+    set_backs = {period.entries[0].number: period.replaced for period in periods}
     amendments = [entry for entry in entries if entry.is_amendment]
     for (reason, is_vouched), group in groupby(
         amendments, lambda e: (e.reason, vouched is None or e.number <= vouched)
     ):
         made = list(group)
-        numbers = f"entry {made[0].number}" if len(made) == 1 else f"entries {made[0].number} to {made[-1].number}"
-        date = f"{made[0].made_at:%Y-%m-%d}" if made[0].made_at else "-"
+        first = made[0]
+        numbers = f"entry {first.number}" if len(made) == 1 else f"entries {first.number} to {made[-1].number}"
+        date = f"{first.made_at:%Y-%m-%d}" if first.made_at else "-"
         begin, end = min(entry.since for entry in made), max(entry.until for entry in made)
         when = f"before {brief(end)}" if begin == BEGINNING else f"from {brief(begin)} to {brief(end)}"
-        what = f"{counted(sum(deleted.get(entry.number, 0) for entry in made), 'event')} deleted of those"
-        if made[0].moves_the_end:
-            what = "sealed again what was"
+        what = f"{counted(sum(deleted.get(each.number, 0) for each in made), 'event')} deleted of those received {when}"
+        if first.moves_the_end:
+            replaced = set_backs.get(first.number) or []
+            instead = f"{_events(replaced)} up to {brief(replaced[-1].until)}" if replaced else "other periods"
+            what = f"sealed again up to {brief(end)}: {counted(first.events, 'event')} instead of {instead}"
         after = "" if is_vouched else "; made after the newest kept entry"
-        report.amendments.append(f"{numbers} ({date}): {reason}: {what} received {when}{after}")
+        report.amendments.append(f"{numbers} ({date}): {reason}: {what}{after}")
         if reason and reason.endswith(WAS_NOT_INTACT):
             report.problems.append(f"{numbers}: the events of the period were not as they were sealed before")
+    return deleted
+
+
+def _events(periods: list[Period]) -> str:
+    return counted(sum(period.newest.events for period in periods), "event")
+
+
+def _set_backs(
+    connection: Connection, periods: list[Period], deleted: dict[int, int], vouched: Entry | None
+) -> Iterator[str]:
+    """Yield what is wrong with set-backs: they may replace periods that ended in the future, and delete nothing."""
+    for period in periods:
+        if not period.replaced:
+            continue
+        entry, end = period.entries[0], period.replaced[-1].until
+        lost = sum(each.newest.events for each in period.replaced)
+        lost -= count(connection, Filters(entry.org_id, period.since, end))
+        lost -= sum(taken for number, taken in deleted.items() if number > entry.number)
+        if lost > 0:
+            yield f"{entry.named()} set back the end of the chain: {counted(lost, 'event')} sealed before missing"
+        past = [each for each in period.replaced if vouched and vouched.made_at and each.until <= vouched.made_at]
+        if past and vouched and past[0].entries[0].number <= vouched.number:
+            yield (
+                f"{entry.named()} set back the end of the chain: it replaces {counted(len(past), 'period')} that kept "
+                f"entries vouch for, the first {past[0].named()}"
+            )
 
 
 def _deleted_since(entries: list[Entry], oldest: datetime) -> Iterator[str]:
@@ -316,8 +363,9 @@ def _deleted_since(entries: list[Entry], oldest: datetime) -> Iterator[str]:
 def _vouched(report: Report, entries: list[Entry], number: int) -> str:
     if not number:
         return "no kept entry of this organization is in the chain: nothing vouches for it"
-    until = [entry.until for entry in entries if entry.moves_the_end and entry.number <= number][-1]
     later = [entry for entry in entries if entry.number > number]
+    until = [entry.until for entry in entries if entry.moves_the_end and entry.number <= number][-1]
+    until = min([until, *(entry.since for entry in later if entry.moves_the_end and entry.is_amendment)])
     events = report.unsealed + sum(entry.events for entry in later if entry.moves_the_end)
     amendments = sum(entry.is_amendment for entry in later)
     return (
@@ -338,7 +386,7 @@ def _waiting(connection: Connection, org_id: str, periods: list[Period], now: da
     values = {"org_id": org_id, "since": sealed_until or BEGINNING}
     [(oldest,)] = connection.execute(SELECT_OLDEST, values).fetchall()
     created = connection.execute(SELECT_CREATED, values).fetchone()
-    begun = sealed_until or (created and created[0])
+    begun = sealed_until or (created and min(max(created[0], BEGINNING), now))
     day_end = begun and begun.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + MAX_WAIT
     waiting = min((each for each in (oldest, day_end) if each), default=now)
     if now - waiting > MAX_WAIT:

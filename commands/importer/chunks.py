@@ -23,6 +23,27 @@ MAX_FIRST_REJECTS = 1000  # an import ends if so many rows at the beginning are 
 
 MAX_REASONS = 1000
 
+COUNT_EQUAL = """
+    WITH sent AS MATERIALIZED (
+        SELECT event, (event ->> 'timestamp')::timestamptz AS at
+        FROM jsonb_array_elements(%(events)s::jsonb) AS event
+    )
+    SELECT count(*)
+    FROM sent
+    WHERE EXISTS (
+        SELECT
+        FROM audit_events a
+        WHERE a.org_id = %(org_id)s
+          AND a.source = 'import'
+          AND a."timestamp" BETWEEN (SELECT min(at) FROM sent) AND (SELECT max(at) FROM sent)
+          AND a."timestamp" = at
+          AND a.type = event ->> 'type'
+          AND a.tool_name = event ->> 'toolName'
+          AND a.action = coalesce(event ->> 'action', 'log')
+          AND a.metadata = coalesce(event -> 'metadata', '{}')
+    )
+"""
+
 CHUNK_KEY = "import\t"  # the beginning of the idempotency keys of chunks. A client's key can't have a tab.
 
 
@@ -34,8 +55,44 @@ class Changed(Exception):
     """An earlier import of the file stored other rows from here on. The argument is the line of the first."""
 
 
+class StoredAlready(Exception):
+    """The first rows of another file are stored already. The arguments are how many of how many."""
+
+
 class AllRejected(Exception):
     """None of the first rows can be an event. The argument is how many that are."""
+
+
+class RowCounts:
+    """How many rows an import has read, stored, skipped because they were stored before, and rejected."""
+
+    def __init__(self, on_reject: Callable[[Reject], None]) -> None:
+        self._on_reject = on_reject
+        self.read = self.stored = self.skipped = self.rejected = 0
+        self.reasons: Counter[str] = Counter()
+        """How many rows were rejected for which reason, for the first MAX_REASONS of them."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"read": self.read, "stored": self.stored, "skipped": self.skipped, "rejected": self.rejected}
+
+    def valid(self, items: Iterator[Event | Reject]) -> Iterator[Event]:
+        """Yield the events, and count the rest. Raises AllRejected."""
+        for item in items:
+            self.read += 1
+            if isinstance(item, Event):
+                yield item
+                continue
+            self.reject(item)
+            if self.rejected == self.read == MAX_FIRST_REJECTS:
+                raise AllRejected(self.read)
+
+    def reject(self, reject: Reject) -> None:
+        self.rejected += 1
+        reason = reject.reason if len(reject.reason) <= 200 else f"{reject.reason[:200]}..."
+        if reason in self.reasons or len(self.reasons) < MAX_REASONS:
+            self.reasons[reason] += 1
+        self._on_reject(reject)
 
 
 class Chunks:
@@ -60,6 +117,10 @@ class Chunks:
         self.stored_before = {bytes.fromhex(key.removeprefix(CHUNK_KEY)): ingested for key, ingested in rows}
         """How many events each chunk has, by the SHA-256 of its key."""
 
+    def count_equal(self, events: list[str]) -> int:
+        """Return how many events, as JSON, are equal to one that was imported before."""
+        return count_equal(self._connection, self._org_id, events)
+
     def try_to_store(self, event: str, key: str) -> None:
         """Raise what `store` would; nothing is stored."""
         with translate_errors(), self._connection.transaction(force_rollback=True):
@@ -82,6 +143,17 @@ class Chunks:
             return not storage.call_store_events(self._connection, self._org_id, None, batch, None).replayed
 
 
+def count_equal(connection: TimeoutConnection, org_id: str, events: list[str]) -> int:
+    """Return how many events, as JSON, are equal to one that was imported into an organization before."""
+    values = {"org_id": org_id, "events": json_text.storable_text(f"[{','.join(events)}]")}
+    try:
+        with translate_errors():
+            [(found,)] = connection.execute(COUNT_EQUAL, values).fetchall()
+    except InvalidJSON:  # one of them has a number that PostgreSQL can't hold
+        return 0
+    return int(found)
+
+
 class _Pending(NamedTuple):
     event: Event
     digest: Any  # SHA-256 of all events up to this one
@@ -91,7 +163,7 @@ class _Pending(NamedTuple):
         return str(self.digest.hexdigest())
 
 
-class Import:
+class Import(RowCounts):
     """Stores events in chunks, exactly once, however often it is interrupted and started again.
 
     A chunk is stored under a key made from all events up to its end. So it is known of each event whether a chunk ended
@@ -99,11 +171,24 @@ class Import:
     after it has been read too: an earlier chunk that covers an event ends there at the latest.
     """
 
-    def __init__(self, chunks: Chunks | None, on_reject: Callable[[Reject], None], earlier: int = 0) -> None:
-        """Without `chunks` nothing is stored. The first `earlier` events must be those that were stored before."""
+    def __init__(
+        self,
+        chunks: Chunks,
+        on_reject: Callable[[Reject], None],
+        earlier: int = 0,
+        *,
+        stores: bool = True,
+        may_repeat: bool = False,
+    ) -> None:
+        """Without `stores`, events are only looked for. The first `earlier` ones must be those that were stored before.
+
+        Unless it `may_repeat`, a file whose first rows mostly are stored already is not stored.
+        """
+        super().__init__(on_reject)
         self._chunks = chunks
         self._earlier = earlier
-        self._on_reject = on_reject
+        self._stores = stores
+        self._may_repeat = may_repeat
         self._done = 0  # events that are stored or skipped
         self._done_digest = hashlib.sha256()
         self._pending: list[_Pending] = []
@@ -111,34 +196,27 @@ class Import:
         self._bad_within: int | None = None  # PostgreSQL refuses one of so many pending events
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
-        self.read = self.stored = self.skipped = self.rejected = 0
-        self.reasons: Counter[str] = Counter()
-        """How many rows were rejected for which reason, for the first MAX_REASONS of them."""
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {"read": self.read, "stored": self.stored, "skipped": self.skipped, "rejected": self.rejected}
 
     def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
         """Store the events; yield now and then.
 
-        Raises QuotaEnded, Changed, AllRejected, and Unreadable when what came before is stored.
+        Raises QuotaEnded, Changed, StoredAlready, AllRejected, and Unreadable when what came before is stored.
         """
         unreadable = None
         try:
-            for item in items:
-                self.read += 1
-                if isinstance(item, Reject):
-                    self._reject(item)
-                    if self.rejected == self.read == MAX_FIRST_REJECTS:
-                        raise AllRejected(self.read)
-                    continue
-                self._append(item)
+            for event in self.valid(items):
+                self._append(event)
                 while len(self._limits) > 1:
                     self._advance()
                     yield
         except Unreadable as error:
             unreadable = error
+        if self._pending and self.skipped == self._done > 0 and self._stores:
+            # a copy that was cut within a chunk has the beginning of that chunk
+            events = [each.event.text for each in self._pending]
+            if self._chunks.count_equal(events) == len(events):
+                self.skipped += len(events)
+                self._drop(len(events))
         while self._pending:
             self._advance()
         yield
@@ -149,7 +227,7 @@ class Import:
         digest = (self._pending[-1].digest if self._pending else self._done_digest).copy()
         digest.update(event.text.encode() + b"\n")
         self._pending.append(_Pending(event, digest))
-        if self._chunks and (size := self._chunks.stored_before.get(digest.digest())):
+        if self._stores and (size := self._chunks.stored_before.get(digest.digest())):
             self._found[self._done + len(self._pending)] = size
         self._measure(len(self._pending), event)
 
@@ -165,7 +243,8 @@ class Import:
         # the last event is a chunk of its own: a file that grows may have ended in the middle of it
         end = max(1, len(self._pending) - 1)
         end = min([end, *self._limits, self._bad_within or end])
-        if self._chunks is None:
+        if not self._stores:
+            self.skipped += self._chunks.count_equal([each.event.text for each in self._pending[:end]])
             return self._drop(end)
         if self._found:
             next_end = min(self._found)
@@ -175,7 +254,16 @@ class Import:
                 self.skipped += next_end - self._done
                 return self._drop(next_end - self._done)
             end = min(end, begin)
+        if self._done == 0 and not self._may_repeat and not self._earlier:
+            self._check_first(end)
         return self._store(self._chunks, end)
+
+    def _check_first(self, size: int) -> None:
+        """Raise StoredAlready if most of the first rows are equal to events of earlier imports."""
+        self._may_repeat = True
+        equal = self._chunks.count_equal([each.event.text for each in self._pending[:size]])
+        if equal > size // 2:
+            raise StoredAlready(equal, size)
 
     def _store(self, chunks: Chunks, size: int) -> None:
         """Store that many of the pending events, or fewer."""
@@ -196,7 +284,7 @@ class Import:
             if size > 1:
                 return self._store(chunks, size // 2)
             event = self._pending[0].event
-            self._reject(Reject(event.line, str(error), one_line(event.text)))
+            self.reject(Reject(event.line, str(error), one_line(event.text)))
             return self._drop_rejected()
         if new:
             self.stored += size
@@ -226,10 +314,3 @@ class Import:
         self._rows = self._bytes = 0
         for each in rest:
             self._append(each.event)
-
-    def _reject(self, reject: Reject) -> None:
-        self.rejected += 1
-        reason = reject.reason if len(reject.reason) <= 200 else f"{reject.reason[:200]}..."
-        if reason in self.reasons or len(self.reasons) < MAX_REASONS:
-            self.reasons[reason] += 1
-        self._on_reject(reject)

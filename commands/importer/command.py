@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,15 +20,16 @@ import psycopg
 
 import database_errors
 from commands.base import check_organization, exclusive, reports_errors, session_with_timeouts
-from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded
-from commands.importer.expressions import compile_expression
+from commands.importer.by_id import ImportById
+from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded, StoredAlready
+from commands.importer.expressions import Expression
 from commands.importer.files import Source, Unreadable
 from commands.importer.formats import FORMATS, SPREADSHEETS, format_of, read_rows
 from commands.importer.mapping import FIELDS, Options, snake_case
 from commands.importer.records import Record
 from commands.importer.rejects import RejectsFile
-from commands.importer.rows import EventMaker
-from commands.output import printable, progress
+from commands.importer.rows import EventMaker, MixedForms, check_forms
+from commands.output import counted, printable, progress
 from commands.parameters import Name, TimeZone
 from commands.quota import quota_use
 from config import load_settings
@@ -72,22 +74,29 @@ class Translation(click.ParamType[tuple[str, str, str]]):
         return field, old, new
 
 
-class Expression(click.ParamType[Any]):
+class JmesPath(click.ParamType[Expression]):
     name = "expression"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Expression:
         try:
-            return compile_expression(value) if isinstance(value, str) else value
-        except ValueError:
-            self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]", param, ctx)
+            return Expression(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]: {error}", param, ctx)
 
 
 class TimeFormat(click.ParamType[str]):
     name = "format"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value and not re.search("%[YyGcxsD]", value.replace("%%", "")):
+        directives = value.replace("%%", "")
+        if value and not re.search("%[YyGcx]", directives):
             self.fail(f"{value!r} has no year, such as %Y", param, ctx)
+        if ("%p" in directives) != ("%I" in directives):
+            self.fail(f"{value!r}: %I and %p, of a clock with 12 hours, need each other", param, ctx)
+        try:
+            datetime.strptime(datetime(2026, 3, 19, 21, 5, 7, tzinfo=UTC).strftime(value), value)  # noqa: DTZ007
+        except ValueError:
+            self.fail(f"{value!r} has a directive that strptime does not know, or can't read again", param, ctx)
         return value
 
 
@@ -118,8 +127,8 @@ class Encoding(click.ParamType[str]):
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(sorted(set(FORMATS.values()) - {"rejects"})),
-    help="By default the name of FILE says it. json is an array, or an object whose `events` is one.",
+    type=click.Choice(sorted({*FORMATS.values(), "split"} - {"rejects"})),
+    help="By default the name of FILE says it. json is an array, or an object whose `events` is one; split is pandas'.",
 )
 @click.option(
     "--map",
@@ -142,17 +151,30 @@ class Encoding(click.ParamType[str]):
 @click.option("--drop", "dropped", multiple=True, metavar="COLUMN", help="Leave a column out of metadata.")
 @click.option(
     "--each",
-    type=Expression(),
+    type=JmesPath(),
     multiple=True,
-    help="JSON: the list of rows in a document, as a JMESPath expression; again: a list in each of these rows.",
+    help="The list of rows in a JSON document, as a JMESPath expression; again: a list in each of these rows.",
 )
+@click.option(
+    "--id",
+    "row_id",
+    default="",
+    metavar="EXPRESSION",
+    help="The column with the id of a row, or a JMESPath expression: a row is stored once, whatever file it comes in.",
+)
+@click.option("--where", type=JmesPath(), help="Only the rows for which the expression finds something.")
 @click.option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
 @click.option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
 @click.option(
     "--time-format", type=TimeFormat(), default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'."
 )
 @click.option("--timestamp-now", is_flag=True, help="Date rows without a timestamp at the time of the import.")
-@click.option("--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import.")
+@click.option(
+    "--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import, or repeat it."
+)
+@click.option(
+    "--mixed-forms", is_flag=True, help="Go on although the first rows have timestamps or bytes of several forms."
+)
 @click.option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
 @click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
 @reports_errors
@@ -165,26 +187,29 @@ def import_(
     zone: ZoneInfo | None,
     translations: tuple[tuple[str, str, str], ...],
     dropped: tuple[str, ...],
-    each: tuple[Any, ...],
+    each: tuple[Expression, ...],
     delimiter: str | None,
     encoding: str | None,
     time_format: str,
     timestamp_now: bool,
     changed_file: bool,
+    mixed_forms: bool,
+    row_id: str,
+    where: Expression | None,
     rejects_path: str | None,
     dry_run: bool,
 ) -> None:
     """Store the rows of FILE (CSV, NDJSON, JSON or Parquet, also as .gz; - is standard input) as events.
 
-    Events are stored exactly once: after an interruption, or when it is run again, it skips what is stored. Rows that
-    can't be events go to FILE.rejects.ndjson; mended there, that file can be imported. `imports undo` takes an import
-    back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were rejected, 4 the quota is used
-    up, 130 Ctrl-C.
+    With --id each row is stored once, whatever file it comes in. Without it, a run skips what an earlier run of the
+    same file stored. Rows that can't be events go to FILE.rejects.ndjson; fixed there, that file can be imported.
+    `imports undo` takes an import back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were
+    rejected, 4 the quota is used up, 130 Ctrl-C.
 
     \b
     Examples:
-      igris-ingest import calls.csv --org acme --map toolName=model --map timestamp=created_at \\
-          --set type=completion --timezone UTC
+      igris-ingest import calls.csv --org acme --id request_id --map toolName=model \\
+          --map timestamp=created_at --set type=completion --timezone UTC
       igris-ingest import events.ndjson.gz --org acme
       igris-ingest import trace.json --org acme --each "spans[]" --map toolName=name \\
           --map timestamp=start.time
@@ -193,17 +218,26 @@ def import_(
     """
     sys.set_int_max_str_digits(MAX_DIGITS)
     file_format = _checked_format(file, file_format, each)
-    maker = _maker(sources, constants, translations, dropped, timestamp_now, zone, time_format)
+    if row_id and changed_file:
+        raise click.UsageError("--changed-file is for files without --id.")
+    options = _options(sources, constants, translations, dropped, timestamp_now, row_id)
+    maker = _maker(options, zone, time_format, where)
     with ExitStack() as stack:
         connection = stack.enter_context(session_with_timeouts())
         check_organization(connection, org)
         rejects = stack.enter_context(RejectsFile(file, rejects_path))
-        chunks = record = None
+        record = None
         if not dry_run:
             stack.enter_context(exclusive(connection, "import", org))
-            chunks, record = Chunks(connection, org), Record(connection, org, file, _given_options())
-        earlier = record.earlier if record and not changed_file else 0
-        job = Import(chunks, rejects.write if record else lambda reject: None, earlier)
+            record = Record(connection, org, file, _given_options())
+        on_reject = rejects.write if record else lambda reject: None
+        job: ImportById | Import
+        if row_id:
+            job = ImportById(connection, org, on_reject, stores=not dry_run)
+        else:
+            earlier = record.earlier if record and not changed_file else 0
+            chunks = Chunks(connection, org)
+            job = Import(chunks, on_reject, earlier, stores=not dry_run, may_repeat=changed_file)
         problem, status = "", 0
         try:
             source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None), encoding))
@@ -214,25 +248,39 @@ def import_(
             if record and record.already_stored and not changed_file:
                 rows = iter(())
                 job.read = job.skipped = record.already_stored
-            for _ in job.run(maker.events(rows)):
+            events = maker.events(rows)
+            if not (mixed_forms or source.is_rejects):
+                events = check_forms(events)
+            for _ in job.run(events):
                 show_progress(source.position(), job.read)
                 if record:
                     record.update(job.counts)
-        except (Unreadable, AllRejected, Changed, QuotaEnded, database_errors.Unavailable, KeyboardInterrupt) as error:
+            if source.note:
+                maker.notes.append(source.note)
+        except (*STOPS, database_errors.Unavailable, KeyboardInterrupt) as error:
             problem, status = _problem(error, printable(file))
+            if isinstance(error, AllRejected | MixedForms):
+                rejects.discard()
         if record:
             with suppress(psycopg.Error, database_errors.Unavailable):
                 record.end(job.counts)
         room = quota_use(connection, org).remaining if dry_run else None
     fate = f"stored {job.stored}, already stored {job.skipped}"
     if dry_run:
-        fate = f"valid {job.read - job.rejected}, stored none"
-    click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{rejects.where}")
+        fate = f"valid {job.read - job.rejected}, of these already stored {job.skipped}, stored none"
+    left_out = f", left out {maker.left_out}" if where else ""
+    click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{left_out}{rejects.where}")
     if dry_run:
         click.echo(f"the month's quota has room for {'any number' if room is None else room}")
     for reason, count in job.reasons.most_common(10):
         click.echo(f"  {count:,} x {printable(reason)}", err=True)
-    for note in maker.notes:
+    notes = list(maker.notes)
+    if isinstance(job, ImportById) and job.changed:
+        what = (
+            f"{counted(job.changed, 'row')} imported before with other content, the first on line {job.first_changed}"
+        )
+        notes.append(f"{what}: not stored again")
+    for note in notes:
         click.echo(f"Note: {note}", err=True)
     if problem:
         click.echo(f"Error: {problem}", err=True)
@@ -246,30 +294,36 @@ def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> 
         raise click.UsageError("FILE is a spreadsheet: save the sheet as CSV UTF-8 and import that.")
     if file_format is None:
         raise click.UsageError("The name does not say the format: add --format csv, ndjson, json or parquet.")
-    if each and file_format not in ("json", "rejects"):
-        raise click.UsageError(f"--each is for JSON documents, and not for {file_format}.")
+    if each and file_format not in ("json", "ndjson", "rejects"):
+        raise click.UsageError(f"--each is for JSON, and not for {file_format}.")
     return file_format
 
 
-def _maker(
+STOPS = (Unreadable, AllRejected, Changed, StoredAlready, MixedForms, QuotaEnded)
+
+
+def _options(
     sources: Sequence[tuple[str, str]],
     constants: Sequence[tuple[str, str]],
     translations: Sequence[tuple[str, str, str]],
     dropped: Sequence[str],
     timestamp_now: bool,
-    zone: ZoneInfo | None,
-    time_format: str,
-) -> EventMaker:
-    """Return what makes events of rows, by the options. Raises UsageError."""
+    row_id: str,
+) -> Options:
+    """Return what the options say of all rows. Raises UsageError."""
     for option, given in (("--map", sources), ("--set", constants)):
         if len({field for field, _ in given}) < len(given):
             raise click.UsageError(f"{option} names a field twice.")
     table: dict[str, dict[str, str]] = {}
     for field, value, new in translations:
         table.setdefault(field, {})[value] = new
-    options = Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now)
+    return Options(dict(sources), dict(constants), table, frozenset(dropped), timestamp_now, row_id)
+
+
+def _maker(options: Options, zone: ZoneInfo | None, time_format: str, where: Expression | None) -> EventMaker:
+    """Return what makes events of rows. Raises BadParameter."""
     try:
-        return EventMaker(options, zone, time_format)
+        return EventMaker(options, zone, time_format, where)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
 
@@ -279,13 +333,26 @@ def _problem(error: BaseException, file: str) -> tuple[str, int]:
     match error:
         case Unreadable():
             return f"{file}: {error}", 1
+        case StoredAlready():
+            equal, size = error.args
+            return (
+                f"{file}: {equal} of the first {size} rows are stored already, as equal events of an earlier import. "
+                "Name the column with a row's id: --id COLUMN. If they are other events, --changed-file stores them"
+            ), 1
+        case MixedForms():
+            odd, size, reason = error.args
+            return (
+                f"{file}: {odd} of the first {size} rows have another form than the rest, the first: {reason}. Nothing "
+                "is stored. If these rows are faulty, and no option is, --mixed-forms stores the rest"
+            ), 3
         case AllRejected():
             return f"{file}: the first {error} rows are all rejected", 3
         case Changed():
             return (
                 f"{file}: from about line {error} on, its rows are not those that its last import stored, or other "
-                "options make other events of them. Import changed rows as a file of their own, undo that import, or, "
-                "if FILE is another one under the same name, store all of it: --changed-file"
+                "options make other events of them. If rows have an id, undo that import and name the id with --id: "
+                "then any file can be imported. Else import changed rows as a separate file, or, if FILE is another "
+                "one under the same name, store all of it: --changed-file"
             ), 1
         case QuotaEnded():
             return (
@@ -300,6 +367,6 @@ def _problem(error: BaseException, file: str) -> tuple[str, int]:
 def _given_options() -> str:
     """Return what decides which events the rows become, as JSON."""
     params = click.get_current_context().params
-    others = ("file", "org", "rejects_path", "changed_file", "dry_run")
+    others = ("file", "org", "rejects_path", "changed_file", "mixed_forms", "dry_run")
     given = {name: value for name, value in params.items() if value and name not in others}
-    return json.dumps(given, default=lambda value: getattr(value, "expression", str(value)), sort_keys=True)
+    return json.dumps(given, default=lambda value: getattr(value, "text", str(value)), sort_keys=True)

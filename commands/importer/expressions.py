@@ -4,25 +4,59 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jmespath
+from jmespath import functions
 from jmespath.exceptions import JMESPathError, UnknownFunctionError
 
 
-def compile_expression(text: str) -> Any:
-    """Return the compiled expression. Raises ValueError if it is none."""
-    try:
-        return jmespath.compile(text)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+class _Functions(functions.Functions):
+    """JMESPath's functions, and `maybe(COLUMN)`: a column that no row need have."""
+
+    @functions.signature({"types": []})
+    def _func_maybe(self, value: Any) -> Any:
+        return value
 
 
-def has_default(expression: Any) -> bool:
-    """Return whether the expression has a value also in an empty row. Raises ValueError for an unknown function."""
-    try:
-        return expression.search({}) is not None
-    except UnknownFunctionError:
-        raise
-    except JMESPathError:  # a function that wants a value
-        return False
+class Expression:
+    """A compiled expression."""
+
+    def __init__(self, text: str) -> None:
+        """Compile an expression. Raises ValueError if it is invalid."""
+        self.text = text
+        self._options = jmespath.Options(custom_functions=_Functions())
+        try:
+            self._compiled = jmespath.compile(text)
+            self._compiled.search({}, self._options)
+        except RecursionError:
+            raise ValueError("nested too deep") from None
+        except UnknownFunctionError:
+            raise
+        except JMESPathError:
+            if not hasattr(self, "_compiled"):
+                raise  # else a function that wants a value
+
+    def search(self, row: Any) -> Any:
+        """Return what the expression finds. Raises JMESPathError, TypeError and ValueError."""
+        return self._compiled.search(row, self._options)
+
+    def matches(self, row: Any) -> bool:
+        """Return whether the expression finds what JMESPath takes for true. Raises what `search` does."""
+        found = self.search(row)
+        return not (found is None or found is False or found in ("", [], {}))
+
+    @property
+    def is_column(self) -> bool:
+        return bool(self._compiled.parsed["type"] == "field")
+
+    def has_default(self) -> bool:
+        """Return whether the expression has a value also in an empty row."""
+        try:
+            return self.search({}) is not None
+        except JMESPathError:  # a function that wants a value
+            return False
+
+    def columns(self, *, optional: bool = True) -> set[str]:
+        """Return the columns that the expression reads; without the `optional` ones, which stand in `maybe()`."""
+        return set(_columns(self._compiled.parsed, optional))
 
 
 # The nodes of JMESPath's syntax tree of which only the first child is about the row itself.
@@ -37,15 +71,12 @@ _CHAINS = (
 )
 
 
-def roots(expression: Any) -> set[str]:
-    """Return the columns that a compiled expression reads."""
-    return set(_roots(expression.parsed))
-
-
-def _roots(node: Any) -> Iterator[str]:
+def _columns(node: Any, optional: bool) -> Iterator[str]:
     if node["type"] == "field":
         yield node["value"]
+    if node["type"] == "function_expression" and node["value"] == "maybe" and not optional:
+        return
     children: Iterable[Any] = node.get("children", ())
     for child in list(children)[: 1 if node["type"] in _CHAINS else None]:
         if isinstance(child, dict):
-            yield from _roots(child)
+            yield from _columns(child, optional)

@@ -40,6 +40,14 @@ class Reject(NamedTuple):
 
 Rows = Iterator[Row | Reject]
 
+_OTHER_FILES = {
+    b"PK\x03\x04": "it is a spreadsheet or a zip archive: save the sheet as CSV UTF-8, or unzip it, and import that",
+    b"\xd0\xcf\x11\xe0": "it is a spreadsheet: save the sheet as CSV UTF-8 and import that",
+    b"BZh": "it is compressed with bzip2: decompress it (bunzip2) and import that",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd: decompress it (unzstd) and import that",
+    b"\xfd7zXZ": "it is compressed with xz: decompress it (unxz) and import that",
+}
+
 _REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"reason"\s*:\s*"')
 
 
@@ -63,9 +71,11 @@ class Source:
         begin = self.peek(8)
         if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and encoding is None:
             encoding = "utf-16"
-        if begin.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-            self._file.close()
-            raise Unreadable("it is a spreadsheet or an archive: save the sheet as CSV UTF-8 and import that")
+        self.note = ""  # what may be a mistake in the file, when it was read to its end
+        for magic, reason in _OTHER_FILES.items():
+            if begin.startswith(magic):
+                self._file.close()
+                raise Unreadable(reason)
         self.is_parquet = begin.startswith(b"PAR1")
         self.is_rejects = bool(_REJECT.match(self.peek(100)))
         if encoding is not None and not self.is_rejects:

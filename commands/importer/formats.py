@@ -1,11 +1,11 @@
 """The formats of files: a new one is a name here, a reader in a file of its own, and a line in `read_rows`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from commands.importer.csv_rows import read_csv
+from commands.importer.expressions import Expression
 from commands.importer.files import Rows, Source
-from commands.importer.json_rows import read_each, read_json, read_ndjson, read_rejects
+from commands.importer.json_rows import read_each, read_each_line, read_json, read_ndjson, read_rejects, read_split
 from commands.importer.parquet_rows import read_parquet
 
 FORMATS = {
@@ -35,7 +35,7 @@ def read_rows(
     check_header: Callable[[list[str]], None],
     *,
     delimiter: str | None = None,
-    each: Sequence[Any] = (),
+    each: Sequence[Expression] = (),
 ) -> Rows:
     """Yield the rows of a file in their order, or a Reject for what is not a row.
 
@@ -50,6 +50,8 @@ def read_rows(
         return read_parquet(source, max_bytes, check_header)
     if file_format == "csv":
         return read_csv(source, max_bytes, check_header, delimiter)
+    if file_format == "split":
+        return read_split(source, max_bytes)
     if each:
-        return read_each(source, max_bytes, each)
+        return (read_each_line if file_format == "ndjson" else read_each)(source, max_bytes, each)
     return {"ndjson": read_ndjson, "json": read_json}[file_format](source, max_bytes)

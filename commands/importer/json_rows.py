@@ -10,7 +10,7 @@ import jmespath.exceptions
 import simplejson
 
 import json_text
-from commands.importer.expressions import roots
+from commands.importer.expressions import Expression
 from commands.importer.files import MAX_SHOWN, Lines, Reject, Row, Rows, Source, Unreadable, one_line, shown
 
 MAX_DOCUMENT = 2**25
@@ -63,17 +63,56 @@ def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def read_each(source: Source, max_bytes: int, each: Sequence[Any]) -> Rows:
+def _document(source: Source) -> bytes:
     pieces, size = [], 0
     while piece := source.read(2**20):
         pieces.append(piece)
         size += len(piece)
         if size > MAX_DOCUMENT:
-            raise Unreadable(f"--each takes documents of up to {MAX_DOCUMENT} bytes: make the rows NDJSON")
-    raw = b"".join(pieces).removeprefix(codecs.BOM_UTF8)
+            raise Unreadable(f"a document is read as a whole up to {MAX_DOCUMENT} bytes: make the rows NDJSON")
+    return b"".join(pieces).removeprefix(codecs.BOM_UTF8)
+
+
+def read_each(source: Source, max_bytes: int, each: Sequence[Expression]) -> Rows:
+    for number, row in enumerate(_found(_document(source), each), 1):
+        yield _as_row(number, row, max_bytes)
+
+
+def read_each_line(source: Source, max_bytes: int, each: Sequence[Expression]) -> Rows:
+    """Yield the rows of documents, one on each line."""
+    lines = Lines(source, MAX_DOCUMENT)
+    for line in lines:
+        try:
+            if lines.too_long:
+                raise Unreadable(f"The line has more than {MAX_DOCUMENT} bytes")
+            found = _found(line, each) if line.strip() else []
+        except Unreadable as error:
+            yield Reject(lines.number, str(error), shown(line))
+        else:
+            for row in found:
+                yield _as_row(lines.number, row, max_bytes)
+
+
+def read_split(source: Source, max_bytes: int) -> Rows:
+    """Yield the rows of what pandas writes with `orient="split"`: columns, index and data."""
+    document = _found(_document(source), ())
+    try:
+        columns, data = document["columns"], document["data"]
+        rows = [dict(zip(columns, cells, strict=True)) for cells in data]
+    except (KeyError, TypeError, ValueError):
+        raise Unreadable('it is not what pandas writes with to_json(orient="split")') from None
+    for number, row in enumerate(rows, 1):
+        yield _as_row(number, row, max_bytes)
+
+
+def _found(raw: bytes, each: Sequence[Expression]) -> Any:
+    """Return the list of rows in a document, or without `each` the document. Raises Unreadable."""
     try:
         json_text.Parser().parse(raw)  # refuses what is not JSON
-        found = each[0].search(simplejson.loads(raw.decode(), use_decimal=True))
+        document = simplejson.loads(raw.decode(), use_decimal=True)
+        if not each:
+            return document
+        found = each[0].search(document)
         for expression in each[1:]:
             found = [row for outer in found or () for row in _inner_rows(outer, expression)]
     except json_text.InvalidJSON as error:
@@ -82,20 +121,22 @@ def read_each(source: Source, max_bytes: int, each: Sequence[Any]) -> Rows:
         raise Unreadable(f"--each: {error}") from None
     if not isinstance(found, list):
         raise Unreadable("--each finds no list in the document")
-    for number, value in enumerate(found, 1):
-        text = simplejson.dumps(value, use_decimal=True)
-        if len(text) > max_bytes:
-            yield Reject(number, f"The row has more than {max_bytes} bytes", json.dumps(text[:MAX_SHOWN]))
-        else:
-            yield _parse(number, text.encode("utf-8", "surrogatepass"))
+    return found
 
 
-def _inner_rows(outer: Any, expression: Any) -> Iterator[Any]:
+def _as_row(line: int, value: Any, max_bytes: int) -> Row | Reject:
+    text = simplejson.dumps(value, use_decimal=True)
+    if len(text) > max_bytes:
+        return Reject(line, f"The row has more than {max_bytes} bytes", json.dumps(text[:MAX_SHOWN]))
+    return _parse(line, text.encode("utf-8", "surrogatepass"))
+
+
+def _inner_rows(outer: Any, expression: Expression) -> Iterator[Any]:
     """Yield the rows of a list in a row, each with what is beside the list: its own columns come first."""
     found = expression.search(outer)
     if not isinstance(found, list) or not isinstance(outer, dict):
         raise Unreadable("the second --each finds no list in a row of the first")
-    read = roots(expression)
+    read = expression.columns()
     beside = {name: value for name, value in outer.items() if name not in read}
     for row in found:
         yield {**beside, **row} if isinstance(row, dict) else row

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import simplejson
-from jmespath.exceptions import JMESPathError
+from jmespath.exceptions import JMESPathError, UnknownFunctionError
 
 import schemas
-from commands.importer.expressions import compile_expression, has_default, roots
+from commands.importer.expressions import Expression
 from commands.importer.files import InvalidRow, Unreadable
 
 FIELDS = tuple(schemas.Event().fields)
@@ -23,6 +23,7 @@ class Options(NamedTuple):
     translations: Mapping[str, Mapping[str, str]] = {}  # by field: what its values become; `*` stands for all others
     dropped: frozenset[str] = frozenset()  # the columns to leave out
     is_dated_now: bool = False  # rows without a timestamp get the time of the import
+    row_id: str = ""  # the column that the id of a row is in, or a JMESPath expression
 
 
 class _Place(NamedTuple):
@@ -30,7 +31,7 @@ class _Place(NamedTuple):
 
     field: str
     columns: list[str]
-    expression: Any = None
+    expression: Expression | None = None
 
 
 class FieldFinder:
@@ -49,6 +50,7 @@ class FieldFinder:
         self.notes: list[str] = []  # what may be a mistake, and may be none
         taken = {source for source in options.sources.values() if source in names}
         self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]
+        self._row_id = self._place("--id ", options.row_id, []) if options.row_id else None
         for column in sorted(options.dropped - set(names)) if names and not may_lack_columns else ():
             raise Unreadable(f"no column is called {column!r}, as --drop has it{self._nearest(column)}")
         if is_complete:
@@ -63,7 +65,7 @@ class FieldFinder:
         view = None
         for field, columns, expression in self._places:
             if expression is not None:
-                view = _entered(row) if view is None else view
+                view = entered(row) if view is None else view
                 try:
                     found = expression.search(view)
                 except (JMESPathError, TypeError, ValueError) as error:
@@ -83,36 +85,47 @@ class FieldFinder:
                 fields[field] = translation.get(value, translation.get("*", fields[field]))
         return fields, others
 
+    def row_id(self, row: dict[str, Any]) -> Any:
+        """Return the id of a row, by --id. Raises InvalidRow."""
+        if self._row_id is None:
+            return None
+        _, columns, expression = self._row_id
+        if expression is None:
+            return row.get(columns[0])
+        try:
+            return expression.search(entered(row))
+        except (JMESPathError, TypeError, ValueError) as error:
+            raise InvalidRow(f"The expression of --id fails: {error}") from None
+
     def _map(self, field: str, taken: set[str]) -> _Place:
         own = [name for name in dict.fromkeys((field, snake_case(field))) if name not in taken]
         source = self._options.sources.get(field)
-        if source is None:
-            return _Place(field, own)
+        return _Place(field, own) if source is None else self._place(f"--map {field}=", source, own)
+
+    def _place(self, option: str, source: str, own: list[str]) -> _Place:
+        """Return where an option says that a value is. Raises Unreadable if the rows have no such column."""
+        field = option.removeprefix("--map ").removesuffix("=")
         if source in self._names or not self._names:
             return _Place(field, [source, *own])
         try:
-            expression = compile_expression(source)
-        except ValueError:
-            read, expression = [source], None
-        else:
-            read = sorted(roots(expression))
-        is_column = expression is None or expression.parsed["type"] == "field"
-        if is_column and self._may_lack_columns:
-            return _Place(field, [source, *own])
-        try:
-            is_optional = not is_column and has_default(expression)
+            expression = Expression(source)
         except ValueError as error:
-            raise Unreadable(f"--map {field}={source}: {error}") from None
-        if is_column or (read and not set(read) & set(self._names) and not is_optional):
-            raise self._no_column(field, source, read[0])
-        for column in () if self._may_lack_columns else sorted(set(read) - set(self._names)):
-            self.notes.append(f"none of the first rows has {column!r}, as --map {field}={source} has it")
+            if isinstance(error, UnknownFunctionError):
+                raise Unreadable(f"{option}{source}: {error}") from None
+            raise self._no_column(option, source, source) from None
+        if self._may_lack_columns:
+            return _Place(field, [source, *own]) if expression.is_column else _Place(field, own, expression)
+        for column in sorted(expression.columns(optional=False) - set(self._names)):
+            raise self._no_column(option, source, column, is_alone=expression.is_column)
+        for column in sorted(expression.columns() - set(self._names)):
+            self.notes.append(f"no row at the beginning has {column!r}, as {option}{source} has it")
         return _Place(field, own, expression)
 
-    def _no_column(self, field: str, source: str, column: str) -> Unreadable:
+    def _no_column(self, option: str, source: str, column: str, *, is_alone: bool = True) -> Unreadable:
+        maybe = "" if is_alone else f". If rows may lack it, write maybe({column})"
         return Unreadable(
-            f"no column is called {column!r}, as --map {field}={source} has it{self._nearest(column)} "
-            f"(there are {_listed(self._names)})"
+            f"no column is called {column!r}, as {option}{source} has it{self._nearest(column)} "
+            f"(there are {_listed(self._names)}){maybe}"
         )
 
     def _nearest(self, column: str) -> str:
@@ -147,7 +160,7 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _entered(row: dict[str, Any]) -> dict[str, Any]:
+def entered(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in which the cells that hold a JSON array or object are that."""
     return {
         name: _parsed(value) if type(value) is str and value[:1] in ("{", "[") else value for name, value in row.items()

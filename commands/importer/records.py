@@ -106,8 +106,21 @@ SELECT_END = """
 SELECT_UNDONE_IN_PART = """
     SELECT min(i.id)
     FROM imports i
-    JOIN idempotency_keys k ON k.org_id = i.org_id AND k.stored_at BETWEEN i.began_at AND i.ended_at
-    WHERE i.org_id = %(org_id)s AND i.undone_at IS NOT NULL AND k.expires_at IS NULL
+    WHERE i.org_id = %(org_id)s
+      AND i.undone_at IS NOT NULL
+      AND (
+          EXISTS (
+              SELECT
+              FROM idempotency_keys k
+              WHERE k.org_id = %(org_id)s
+                AND k.expires_at IS NULL
+                AND k.stored_at BETWEEN i.began_at AND i.ended_at
+          ) OR EXISTS (
+              SELECT
+              FROM imported_rows r
+              WHERE r.org_id = %(org_id)s AND r.stored_at BETWEEN i.began_at AND i.ended_at
+          )
+      )
 """
 
 # An import may have no end yet.
@@ -119,6 +132,11 @@ CONDITION_OF_EVENTS = """
 DELETE_CHUNK_KEYS = """
     DELETE FROM idempotency_keys
     WHERE org_id = %(org_id)s AND expires_at IS NULL AND stored_at BETWEEN %(began_at)s AND %(ended_at)s
+"""
+
+DELETE_ROW_IDS = """
+    DELETE FROM imported_rows
+    WHERE org_id = %(org_id)s AND stored_at BETWEEN %(began_at)s AND %(ended_at)s
 """
 
 # An import that was killed has no end yet.
@@ -259,3 +277,4 @@ def undo_import(connection: Connection, values: dict[str, Any], reason: str) -> 
     amend(connection, values["org_id"], CONDITION_OF_EVENTS, values, reason)
     yield from delete_batches(connection, CONDITION_OF_EVENTS, values)
     connection.execute(DELETE_CHUNK_KEYS, values)
+    connection.execute(DELETE_ROW_IDS, values)

@@ -1,5 +1,6 @@
 """Keep the rows that can't be events, so that they can be mended and imported."""
 
+import filecmp
 import json
 import os
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class RejectsFile:
 
     @property
     def where(self) -> str:
-        """What the summary says of the file."""
+        """What the summary says of the file, when that is closed."""
         return f": see {printable(str(self._path))}" if self._file else ""
 
     def write(self, reject: Reject) -> None:
@@ -63,6 +64,25 @@ class RejectsFile:
         with self._errors():
             if self._file:
                 self._file.close()
+                self._replace_by_equal()
+
+    def discard(self) -> None:
+        """Remove the file: no row of the imported file was stored, and the options are at fault."""
+        with self._errors():
+            if self._file:
+                self._file.close()
+                self._file = None
+                self._path.unlink()
+
+    def _replace_by_equal(self) -> None:
+        """Remove the file if an earlier import of the same rows has left an equal one."""
+        for path in map(Path, self._paths):
+            if path == self._path or not path.is_file():
+                break
+            if filecmp.cmp(path, self._path, shallow=False):
+                self._path.unlink()
+                self._path = path
+                break
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

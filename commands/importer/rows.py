@@ -1,9 +1,11 @@
 """Turn rows into events: what their values mean, and what becomes metadata."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
 from zoneinfo import ZoneInfo
@@ -12,8 +14,18 @@ import simplejson
 
 import json_text
 import schemas
-from commands.importer.files import MAX_ROW_SHOWN, MAX_SHOWN, InvalidRow, Reject, Row, Rows, Unreadable, one_line
-from commands.importer.mapping import FIELDS, FieldFinder, Options
+from commands.importer.expressions import Expression
+from commands.importer.files import (
+    MAX_ROW_SHOWN,
+    MAX_SHOWN,
+    InvalidRow,
+    Reject,
+    Row,
+    Rows,
+    Unreadable,
+    one_line,
+)
+from commands.importer.mapping import FIELDS, FieldFinder, Options, entered
 
 RECEIPT = ("id", "organization", "apiKeyId", "source", "receivedAt")
 """What `export` adds to an event. It is left out again, so that an exported file is imported as what was sent."""
@@ -25,18 +37,39 @@ FIRST_ROWS, FIRST_BYTES = 1000, 2**22
 class Event(NamedTuple):
     line: int  # the line of the file on which the event's row begins; the first is 1
     text: str  # JSON, ready to be stored
+    row_id: bytes = b""  # of --id: the beginning of the id's SHA-256
+
+    @property
+    def content(self) -> bytes:
+        """The beginning of the text's SHA-256."""
+        return _digest(self.text)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 class EventMaker:
     """Makes events of rows. `zone` is for timestamps without one, `time_format` (of strptime) for other forms.
 
-    Columns that are no field become members of metadata. Raises ValueError if a constant is not a value of its field.
+    Rows for which `where` finds nothing are left out. Columns that are no field become members of metadata. Raises
+    ValueError if a constant is not a value of its field.
     """
 
-    def __init__(self, options: Options | None = None, zone: ZoneInfo | None = None, time_format: str = "") -> None:
+    def __init__(
+        self,
+        options: Options | None = None,
+        zone: ZoneInfo | None = None,
+        time_format: str = "",
+        where: Expression | None = None,
+    ) -> None:
         self._options = options or Options()
         self._zone = zone
-        self._time_format = time_format
+        # strptime takes any name for %Z, and forgets it
+        self._time_formats = list(dict.fromkeys(_with_zone(time_format, name) for name in _UTC_NAMES if time_format))
+        self._where = where
+        self.left_out = 0  # rows, by `where`
+        self._latest_epoch = int((datetime.now(UTC) + timedelta(days=1)).timestamp())
         self._finder: FieldFinder | None = None
         self._is_exported = False
         self.may_lack_columns = False  # set for rejects: they need not have all the columns that the options name
@@ -64,6 +97,7 @@ class EventMaker:
 
     def events(self, rows: Rows) -> Iterator[Event | Reject]:
         """Yield the event of each row, or a Reject that says why it can't be one."""
+        rows = self._chosen(rows) if self._where else rows
         if self._finder is None:
             rows = self._check_first_rows(rows)
         for row in rows:
@@ -71,11 +105,36 @@ class EventMaker:
                 yield row
                 continue
             try:
-                yield Event(row.line, self.event_text(row))
+                yield Event(row.line, self.event_text(row), self._row_id(row))
             except InvalidRow as error:
                 yield Reject(row.line, str(error), _shown(row))
             except RecursionError:  # it was just not too deep for the parser
                 yield Reject(row.line, "Nested too deep", _shown(row))
+
+    def _chosen(self, rows: Rows) -> Rows:
+        """Yield the rows that `where` matches, and rejects."""
+        for row in rows:
+            if isinstance(row, Row) and isinstance(row.value, dict):
+                try:
+                    if not cast(Expression, self._where).matches(entered(row.value)):
+                        self.left_out += 1
+                        continue
+                except (ValueError, TypeError) as error:
+                    yield Reject(row.line, f"The expression of --where fails: {error}", _shown(row))
+                    continue
+            yield row
+
+    def _row_id(self, row: Row) -> bytes:
+        """Return the digest of the id of a row, if --id names one. Raises InvalidRow."""
+        if not self._options.row_id:
+            return b""
+        value = row.value
+        found = cast(FieldFinder, self._finder).row_id(value) if isinstance(value, dict) else None
+        if isinstance(found, float) and row.text is not None:  # it has lost its digits
+            found = cast(FieldFinder, self._finder).row_id(simplejson.loads(row.text, use_decimal=True))
+        if found is None or found == "":
+            raise InvalidRow("Has no id, as --id names it")
+        return _digest(found if isinstance(found, str) else simplejson.dumps(found, use_decimal=True, sort_keys=True))
 
     def _check_first_rows(self, rows: Rows) -> Rows:
         """Look at which members the first rows have; return all rows. Raises Unreadable if the options don't fit."""
@@ -134,12 +193,16 @@ class EventMaker:
         """Return whether a JSON row is in the form of HTTP's bodies, so that nothing has to be converted."""
         if not self._keeps_form or None in value.values() or not value.keys() <= set(FIELDS):
             return False
-        time = value.get("timestamp", "" if self._options.is_dated_now else None)
-        return type(value.get("metadata", {})) is dict and type(time) is str and self._instant(time) == time
+        if type(value.get("metadata", {})) is not dict:
+            return False
+        if "timestamp" not in value:
+            return self._options.is_dated_now
+        time = value["timestamp"]
+        return type(time) is str and self._instant(time) == time
 
     def _event(self, fields: dict[str, Any], others: dict[str, Any]) -> str:
         time = fields.get("timestamp")
-        if isinstance(time, Decimal | int | float) and _EPOCH.fullmatch(str(time)):
+        if isinstance(time, Decimal | int | float) and not isinstance(time, bool):
             time = str(time)
         if type(time) is str:
             fields["timestamp"] = self._instant(time)
@@ -155,18 +218,23 @@ class EventMaker:
         return _validated(checked, simplejson.dumps(fields, use_decimal=True))
 
     def _instant(self, text: str) -> str:
-        """Return a timestamp of an export in the form of the schema, which refuses what is not a timestamp."""
-        if self._time_format and (time := self._formatted(text)):
+        """Return a timestamp of an export in the form of the schema. Raises InvalidRow if its form is not known."""
+        if time := self._formatted(text):
             return time
         text = text.strip()
         if match := _EPOCH.fullmatch(text):
-            seconds, milliseconds, fraction = match.groups(default="")
-            digits = milliseconds + fraction
+            seconds, part, fraction = match.groups(default="")
+            if int(seconds) > self._latest_epoch:
+                year = datetime.fromtimestamp(int(seconds), UTC).year
+                raise InvalidRow(
+                    f'timestamp "{text}": Is in {year}, if it counts from 1970; give its form with --time-format'
+                )
+            digits = part + fraction
             return f"{datetime.fromtimestamp(int(seconds), UTC):%Y-%m-%dT%H:%M:%S}{digits and '.' + digits}Z"
         if _DATE.fullmatch(text):
             return f"{text}T00:00:00{self._offset(text, is_date=True)}"
         if not (match := _EXPORTED.fullmatch(text)):
-            return text
+            raise InvalidRow(f'timestamp "{text[:60]}": Has no known form; give its form with --time-format')
         date, time, fraction, offset = match.groups(default="")
         if offset == "":
             offset = self._offset(f"{date}T{time}")
@@ -178,11 +246,13 @@ class EventMaker:
 
     def _formatted(self, text: str) -> str:
         """Return a timestamp that has the form of --time-format; nothing if it has not."""
-        try:
-            instant = datetime.strptime(text, self._time_format)  # noqa: DTZ007
-        except ValueError:
-            return ""
-        return instant.isoformat() + ("" if instant.tzinfo else self._offset(instant.isoformat()))
+        for time_format in self._time_formats:
+            with suppress(ValueError):
+                instant = datetime.strptime(text, time_format)  # noqa: DTZ007
+                if len(self._time_formats) > 1:
+                    instant = instant.replace(tzinfo=UTC)
+                return instant.isoformat() + ("" if instant.tzinfo else self._offset(instant.isoformat()))
+        return ""
 
     def _offset(self, local: str, *, is_date: bool = False) -> str:
         """Return the offset of a local time: the first of two when clocks go back. Raises InvalidRow.
@@ -199,6 +269,34 @@ class EventMaker:
         if not exists and not is_date:
             raise InvalidRow(f"timestamp: There was no such time in {self._zone}, where clocks went forward")
         return f"{instant:%z}"
+
+
+class MixedForms(Exception):
+    """Some of the first rows have another form. The arguments are how many, of how many, and the first one's reason."""
+
+
+def check_forms(items: Iterator[Event | Reject]) -> Iterator[Event | Reject]:
+    """Yield the items. Raises MixedForms, before the first, if some of FIRST_ROWS have other timestamps or bytes.
+
+    A wrong order of day and month, or a wrong encoding, would store some rows and reject the rest.
+    """
+    first: list[Event | Reject] = []
+    size = 0
+    for item in items:
+        first.append(item)
+        size += len(item.text if isinstance(item, Event) else item.row)
+        if len(first) >= FIRST_ROWS or size >= FIRST_BYTES // 4:
+            break
+    odd = [item for item in first if isinstance(item, Reject) and item.reason.startswith(('timestamp "', "Not UTF-8"))]
+    if odd and any(isinstance(item, Event) for item in first):
+        raise MixedForms(len(odd), len(first), odd[0].reason)
+    yield from first
+    yield from items
+
+
+def _with_zone(time_format: str, name: str) -> str:
+    """Return a form of times with the name of a zone in the place of %Z."""
+    return re.sub(r"(?<!%)((?:%%)*)%Z", rf"\1{name}", time_format)
 
 
 def _merged(columns: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +357,7 @@ def _shown(row: Row) -> str:
 _EXPORTED = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)((?<=:\d\d:\d\d)[.,]\d+)? ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?", re.ASCII
 )
-# Seconds, or milliseconds without a point between: the years 2001 to 2286. Other lengths could be anything.
-_EPOCH = re.compile(r"(\d{10})(\d{3})?(?:\.(\d+))?", re.ASCII)
+# Seconds, milliseconds, microseconds or nanoseconds since 1970: the years 2001 to 2286.
+_EPOCH = re.compile(r"(\d{10})(\d{3}|\d{6}|\d{9})?(?:\.(\d+))?", re.ASCII)
+_UTC_NAMES = ("UTC", "GMT", "Z")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)

@@ -17,9 +17,9 @@ import pytest
 
 from commands.base import connect, exclusive
 from commands.evidence import chain
-from dev.service import PROGRAM, at_once, wait_for
+from dev.service import PROGRAM, at_once, set_up, wait_for
 from tests.commands.trail import ODD, entries, export, receive, run, seals, verify
-from tests.support import Account, json_lines
+from tests.support import Account, igris, json_lines
 
 NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -154,7 +154,8 @@ def test_after_a_clock_that_was_ahead_the_chain_goes_on_with_a_trace(account: Ac
     assert (made["events"], made["reason"]) == (len(ODD), "seal --clock-was-ahead: NTP was off")
     status, report = verify(account)
     assert (status, report["problems"], report["events"]) == (0, [], 3 + len(ODD))
-    assert "NTP was off: sealed again what was received from" in report["amendments"][0]
+    assert "NTP was off: sealed again up to 20" in report["amendments"][0]
+    assert f": {len(ODD)} events instead of 0 events up to {chain.exact(ahead)}" in report["amendments"][0]
     assert run(account, *set_back).returncode == 1  # once is enough
     change(account, CHANGES["a row is gone"].replace("2026-03-02T10:00:00Z 1", "=1+1"))
     assert verify(account)[0] == 3
@@ -329,7 +330,10 @@ def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_kept_entries(sealed: 
     assert report["problems"][0].startswith(f"1 kept entry not in the chain: entry {report['entries']} (")
     assert "is another one in the chain" in report["problems"][0]
     _, report = verify(sealed, "--heads", str(tmp_path / "seals"))
-    assert f"{report['entries'] - 1} kept entries not in the chain: entry 2 (" in report["problems"][0]
+    assert report["problems"][0] == (
+        "entry 1 (1970-01-01 to 2026-03-02): the time at which it was made is another one than was kept"
+    )
+    assert f"{report['entries'] - 1} kept entries not in the chain: entry 2 (" in report["problems"][1]
 
 
 def test_an_organization_that_vanished_is_found_by_kept_entries(sealed: Account, tmp_path: Path) -> None:
@@ -354,6 +358,53 @@ def test_what_is_no_kept_entry_accuses_nobody(sealed: Account, tmp_path: Path, l
     assert "heads.ndjson, line 3: not what `seal --json` or `verify --json` printed" in done.stderr
 
 
+def append(account: Account, since: datetime, until: datetime, events: int, digest: bytes, reason: str) -> None:
+    """Appends an entry that is right in itself, as the owner of the database can."""
+    with connect(account.service.database_url) as connection:
+        chain.append(connection, chain.following(connection, account.org_id, [(since, until, events, digest)], reason))
+
+
+@pytest.mark.parametrize("since", [chain.BEGINNING, datetime(2026, 3, 2, tzinfo=UTC)])
+def test_a_set_back_can_not_replace_what_kept_entries_vouch_for(
+    sealed: Account, tmp_path: Path, since: datetime
+) -> None:
+    kept = keep_heads(sealed, tmp_path)
+    change(sealed, "DELETE FROM audit_events WHERE org_id = %(org)s AND received_at >= '2026-03-02'")
+    until = datetime(2026, 3, 1, 12, tzinfo=UTC) if since == chain.BEGINNING else since + timedelta(seconds=1)
+    append(sealed, since, until, 0, chain.NO_EVENTS, f"{chain.CLOCK_WAS_AHEAD}: leap second")
+    entries(sealed)
+    status, report = verify(sealed, *kept)
+    assert (status, report["problems"][0].split(": ")[1]) == (3, "6 events sealed before missing")
+    assert "kept entries vouch for, the first entry " in report["problems"][1]
+    assert f"vouch for what was received before {chain.brief(since)} (entry" in report["vouched"]
+
+
+def test_functions_and_views_of_the_owner_do_not_hide_a_forgery(
+    create_schema: Callable[[], str], start_service: Callable[..., Any]
+) -> None:
+    url = create_schema()
+    account = Account(start_service(url), "acme", set_up(url, "acme", None))
+    receive(account, "2026-03-01T10:00:00Z")
+    seals(account)
+    account.execute("UPDATE audit_events SET tool_name = 'FORGED' WHERE tool_name LIKE '%% 1'")
+    account.execute("""
+        CREATE SCHEMA evil;
+        CREATE FUNCTION evil.to_json(t text) RETURNS json LANGUAGE sql AS
+            $$SELECT pg_catalog.to_json(CASE WHEN t = 'FORGED' THEN '2026-03-01T10:00:00Z 1' ELSE t END)$$;
+    """)
+    search_path = "-c search_path=evil,pg_catalog,public"
+    assert igris("verify", database_url=url, PGOPTIONS=search_path).returncode == 3
+    account.execute("""
+        ALTER TABLE audit_events RENAME TO hidden;
+        CREATE VIEW audit_events AS
+        SELECT id, org_id, api_key_id, source, type,
+            replace(tool_name, 'FORGED', '2026-03-01T10:00:00Z 1') AS tool_name, action, "timestamp", metadata, received_at
+        FROM hidden
+    """)
+    done = igris("verify", database_url=url)
+    assert (done.returncode, "audit_events is not the plain table of init-db" in done.stdout) == (3, True)
+
+
 def forged(account: Account, **changes: Any) -> None:
     """Appends an amendment of the second period that is right in itself."""
     with connect(account.service.database_url) as connection:
@@ -374,7 +425,7 @@ def forged(account: Account, **changes: Any) -> None:
         ({"until": datetime(2026, 3, 4, tzinfo=UTC)}, "amends no sealed period"),  # two periods, and events are left
         ({"reason": None}, "does not begin where the period before it ends"),
         ({"previous": bytes(32)}, "does not follow from the entry before it"),
-        ({"until": datetime(2026, 3, 1, tzinfo=UTC), "reason": "seal --clock-was-ahead"}, "ends before it begins"),
+        ({"until": datetime(2026, 3, 1, tzinfo=UTC), "reason": "seal --clock-was-ahead"}, "amends no sealed period"),
         ({}, "1 event more than entry"),  # nothing was deleted
     ],
 )
@@ -664,6 +715,47 @@ def test_an_erasure_that_was_interrupted_ends_when_it_is_run_again(sealed: Accou
     wait_for(lambda: "amended 0 sealed periods" in erase(sealed, "--metadata", "n=1", "--reason", "request 17").stdout)
     status, report = verify(sealed)
     assert (status, report["events"], len(report["amendments"])) == (0, 6, 1)
+
+
+def test_a_command_that_was_interrupted_is_ended_before_another_one(sealed: Account) -> None:
+    erased = (
+        "DELETE FROM audit_events WHERE org_id = %(org)s AND metadata @> '{\"n\": 1}' AND received_at < '2026-03-02'"
+    )
+    assert erase(sealed, "--metadata", "n=1", "--until", "2026-03-02", "--reason", "A").returncode == 0
+    forged_back = """
+        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
+        VALUES (%(org)s, 'tool_call', 'x', 'log', now(), '{"n": 1}', '2026-03-01T10:00Z')
+    """
+    change(sealed, forged_back)  # as if the command had been killed before it deleted the event
+    refused = erase(sealed, "--metadata", "n=2", "--reason", "B")
+    assert refused.returncode == 1
+    assert "more events than `erase: A` left: first end that command" in refused.stderr
+    change(sealed, erased)
+    assert erase(sealed, "--metadata", "n=2", "--reason", "B").returncode == 0
+    assert verify(sealed)[0] == 0
+
+
+def test_an_erasure_while_a_prune_deletes_leaves_the_trail_intact(sealed: Account) -> None:
+    with psycopg.connect(sealed.service.database_url) as blocker:
+        blocker.execute("SELECT FROM audit_events WHERE org_id = %s FOR UPDATE", [sealed.org_id])
+        process = start(sealed, "prune", "--org", sealed.org_id, "--before", "2026-03-03")
+        wait_for(lambda: sealed.execute("SELECT FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"))
+        erasing = start(sealed, "erase", "--org", sealed.org_id, "--metadata", "n=1", "--reason", "request 17")
+        waiting = "SELECT FROM pg_locks WHERE NOT granted OFFSET 1"
+        wait_for(lambda: sealed.execute(waiting) or erasing.poll() is not None)
+    for each in (process, erasing):
+        assert each.wait(30) == 0
+        each.communicate()
+    status, report = verify(sealed)
+    assert (status, report["problems"], report["events"]) == (0, [], 2)
+
+
+def test_each_prune_after_a_dropped_partition_amends_the_chain(sealed: Account) -> None:
+    for day in (2, 3):
+        change(sealed, f"DELETE FROM audit_events WHERE org_id = %(org)s AND received_at < '2026-03-0{day}'")
+        prune(sealed, f"2026-03-0{day}")
+        status, report = verify(sealed)
+        assert (status, len(report["amendments"])) == (0, day - 1)
 
 
 def test_an_erasure_does_not_hide_a_forgery(sealed: Account) -> None:

@@ -78,11 +78,9 @@ def test_an_expression_that_fails_rejects_the_row(account: Account, tmp_path: Pa
     done = import_(account, str(file), "--map", "type=contains(path, 'embed') && 'embedding' || 'completion'")
     assert (done.returncode, account.rows("type")) == (3, [("embedding",)])
     assert "1 x type: The expression of --map fails: In function contains()" in done.stderr
-    done = import_(account, str(file), "--each", "data")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (
-        2,
-        "Error: --each is for JSON documents, and not for ndjson.",
-    )
+    (tmp_path / "a.csv").write_text("a,b\n")
+    done = import_(account, str(tmp_path / "a.csv"), "--each", "data")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: --each is for JSON, and not for csv.")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
     file = write(tmp_path, "a.ndjson", ndjson(rows).encode())
     for counts, name in (
         ("stored 2498, already stored 0", "rejects"),
-        ("stored 0, already stored 2498", "rejects-2"),  # somebody may be mending the first one
+        ("stored 0, already stored 2498", "rejects"),  # the same rows have no second file
     ):
         done = run(account, str(file))
         assert done.stdout == f"read 2500, {counts}, rejected 2: see {file}.{name}.ndjson\n"
@@ -32,6 +32,9 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
         assert [(each["line"], each["row"]) for each in rejects] == [(8, rows[7]), (2001, {"toolName": "x"})]
         assert rejects[1]["reason"] == "type: Required"
         assert account.count() == account.used() == 2498
+    with Path(f"{file}.rejects.ndjson").open("a") as mended:
+        mended.write("\n")
+    assert run(account, str(file)).stdout.endswith("rejected 2: see " + f"{file}.rejects-2.ndjson\n")
     Path(f"{file}.rejects.ndjson").rename(tmp_path / "mended.jsonl")
     done = run(account, str(tmp_path / "mended.jsonl"), "--set", "type=custom")
     assert (done.returncode, done.stdout) == (0, "read 2, stored 2, already stored 0, rejected 0\n")

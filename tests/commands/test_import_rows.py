@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -75,15 +76,19 @@ def test_timestamps_of_exports_are_instants(tmp_path: Path, exported: str, store
         assert texts(read(tmp_path, "a.ndjson", json.dumps(row), columns))[0]["timestamp"].startswith(stored[:-1])
 
 
+UNKNOWN = 'timestamp "{}": Has no known form; give its form with --time-format'
+
+
 @pytest.mark.parametrize(
     ("exported", "reason"),
     [
-        ("20260319", "timestamp: Invalid datetime"),
-        ("202603191000", "timestamp: Invalid datetime"),
+        ("2026031910", 'timestamp "2026031910": Is in 2034, if it counts from 1970; give its form with --time-format'),
+        ("20260319", UNKNOWN.format("20260319")),
+        ("202603191000", UNKNOWN.format("202603191000")),
         ("2026-02-30 10:00:00+00", "timestamp: Invalid datetime"),
         ("2026-02-30 10:00:00", "timestamp: Invalid datetime"),
-        ("2026-03-19 10:00.5+00", "timestamp: Invalid datetime"),
-        ("19/03/2026 10:00", "timestamp: Invalid datetime"),
+        ("2026-03-19 10:00.5+00", UNKNOWN.format("2026-03-19 10:00.5+00")),
+        ("19/03/2026 10:00", UNKNOWN.format("19/03/2026 10:00")),
         ("2026-03-29 02:30:00", "timestamp: There was no such time in Europe/Berlin, where clocks went forward"),
     ],
 )
@@ -125,7 +130,7 @@ def test_the_keys_of_chunks_stay_what_they_are(tmp_path: Path) -> None:
         '"metadata": {"note": "\\u00fc", "a": 1}}'
     )
     assert second.text == '{"type": "embedding", "toolName": "e", "action": "allow"}'
-    job = Import(None, lambda _: None)
+    job = Import(cast(Any, None), lambda _: None, stores=False)
     job._append(first)
     job._append(second)
     assert [each.key for each in job._pending] == [
@@ -139,7 +144,7 @@ def test_a_dry_run_stores_nothing(account: Account, tmp_path: Path) -> None:
     done = run(account, str(file), "--dry-run")
     assert (done.returncode, done.stdout) == (
         3,
-        "read 4, valid 3, stored none, rejected 1\nthe month's quota has room for 50000\n",
+        "read 4, valid 3, of these already stored 0, stored none, rejected 1\nthe month's quota has room for 50000\n",
     )
     assert done.stderr == "  1 x type: Required; toolName: Required\n"
     assert list(tmp_path.iterdir()) == [file]
@@ -160,7 +165,7 @@ def test_a_dry_run_stores_nothing(account: Account, tmp_path: Path) -> None:
             "'Mars/Olympus' is not a time zone; use a name such as UTC",
         ),
         (["a.ndjson", "--timezone", "Europe"], "'Europe' is not a time zone"),
-        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'json', 'ndjson', 'parquet'."),
+        (["a.ndjson", "--format", "xml"], "'xml' is not one of 'csv', 'json', 'ndjson', 'parquet', 'split'."),
         (["a.ndjson", "--org", "nobody"], "there is no organization 'nobody'"),
         (["a.ndjson", "--org", "nobody", "--dry-run"], "there is no organization 'nobody'"),
     ],

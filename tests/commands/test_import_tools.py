@@ -60,8 +60,21 @@ EXPECTED = {
     "phoenix_spans.csv": [
         ("completion", "gpt-4o", "log"),
         ("tool_call", "search_web", "alert"),
-        ("embedding", "CreateEmbeddings", "log"),
+        ("embedding", "text-embedding-3-small", "log"),
     ],
+    "phoenix_spans.jsonl": [
+        ("completion", "gpt-4o", "log"),
+        ("tool_call", "search_web", "alert"),
+        ("embedding", "text-embedding-3-small", "log"),
+    ],
+    "langfuse_blob.jsonl": [("completion", "gpt-4o", "log"), ("tool_call", "lookup_order", "alert")],
+    "claude_session.jsonl": [("completion", "claude-sonnet-4-5", "log"), ("tool_call", "Read", "log")],
+    "otlp_traces.jsonl": [
+        ("completion", "gpt-4o", "log"),
+        ("tool_call", "lookup_order", "alert"),
+        ("embedding", "text-embedding-3-small", "log"),
+    ],
+    "jaeger_traces.json": [("custom", "gpt-4o", "log"), ("custom", "lookup_order", "alert")],
 }
 
 
@@ -78,5 +91,7 @@ def test_the_command_of_the_page_imports_the_export(account: Account, name: str,
     done = command("import", str(file), *options, database_url=account.service.database_url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert account.rows("type, tool_name, action") == EXPECTED[name]
+    again = command("import", str(file), *options, database_url=account.service.database_url)
+    assert (again.returncode, f"stored 0, already stored {len(EXPECTED[name])}" in again.stdout) == (0, True)
     inside = account.rows(""""timestamp" BETWEEN '2026-03-19 10:00Z' AND '2026-03-19 10:00:03Z'""")
     assert set(inside) == {(True,)}

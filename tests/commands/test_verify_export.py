@@ -3,11 +3,15 @@
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from commands.base import connect
+from commands.evidence import chain
+from commands.evidence.trail import Filters, lines
 from tests.commands.trail import export, receive, run, seals, verify
 from tests.support import Account
 
@@ -55,7 +59,7 @@ def test_lines_that_were_changed_accuse_the_file_alone(sealed: Account, file: Pa
         ),
         ([*lines[:4], *lines[5:]], [missing("1 event", events[4], 2)]),
         (lines[3:6], []),  # a day
-        (lines[2:7], [missing("4 events", events[0], 1)]),
+        (lines[2:7], [missing("2 events", events[0], 1)]),  # and what was received after its last line
         (
             [*lines[:2], lines[2].replace(b'"id": ', b'"id": 9'), *lines[3:]],
             [NOT_IN_TRAIL.format(3, f"9{events[2]}"), missing("1 event", events[2], 1)],
@@ -187,3 +191,42 @@ def test_a_number_of_any_length_is_exported_verified_and_imported(
     assert done.stdout == "read 1, stored 1, already stored 0, rejected 0\n", done.stdout
     assert other.rows("metadata::text") == account.rows("metadata::text")
     assert json.loads(exported)["toolName"] == "x"
+
+
+def test_a_file_unmasks_an_amendment_that_changed_events(sealed: Account, file: Path) -> None:
+    change(sealed, "DELETE FROM audit_events WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'")
+    change(
+        sealed,
+        "UPDATE audit_events SET action = 'deny' WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 2'",
+    )
+    with connect(sealed.service.database_url) as connection:
+        begin, end = datetime(2026, 3, 2, tzinfo=UTC), datetime(2026, 3, 3, tzinfo=UTC)
+        with lines(connection, Filters(sealed.org_id, begin, end)) as found:
+            period = (begin, end, *chain.digest_of(found))
+        chain.append(connection, chain.following(connection, sealed.org_id, [period], "erase: request 17"))
+    assert verify(sealed)[0] == 0  # the trail alone does not show it
+    status, of_file, [problem] = compare(sealed, file)
+    assert (status, of_file) == (3, [])
+    assert "may only delete, and 1 event of the period changed or added since entry 2" in problem
+
+
+def test_some_events_of_a_period_that_was_amended_are_no_difference(sealed: Account, tmp_path: Path) -> None:
+    export(sealed, tmp_path, "--type", "tool_call", name="some")
+    assert run(sealed, "erase", "--org", sealed.org_id, "--metadata", "n=1", "--reason", "request 17").returncode == 0
+    status, report = verify(sealed, "--export", str(tmp_path / "some"), "--type", "tool_call")
+    assert (status, report["export"]["problems"], len(report["export"]["notes"])) == (0, [], 3)
+    assert "amended the period, and some of its events do not prove what was there" in report["export"]["notes"][0]
+
+
+@pytest.mark.parametrize("receipt", ["5", '"s"', "[1]", "null"])
+def test_a_line_that_only_looks_like_an_event_is_reported(sealed: Account, file: Path, receipt: str) -> None:
+    [first, *rest] = file.read_bytes().splitlines(keepends=True)
+    number = ids(sealed)[0]
+    odd = (
+        f'{{"type": "x", "receipt": {{"id": {number}, "organization": "o"}}, "receipt": {receipt}, "z": {{"y": "c", '
+        '"apiKeyId": null, "source": "raw", "receivedAt": "2026-03-01T10:00:00.000000Z"}}\n'
+    )
+    file.write_bytes(odd.encode() + b"".join(rest))
+    status, problems, _ = compare(sealed, file)
+    assert (status, problems[0]) == (4, "line 1 is not what `export` writes")
+    assert json.loads(first)["receipt"]["id"] == number

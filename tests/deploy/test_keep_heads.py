@@ -70,7 +70,9 @@ def test_heads_are_kept_only_of_a_trail_that_is_intact(account: Account, tmp_pat
         return done.returncode, done.stderr
 
     entries(account)
-    assert keep() == keep() == (0, "")
+    assert keep() == (0, "")
+    file.write_text(file.read_text().removesuffix("\n"))  # as an editor may leave it
+    assert keep() == (0, "")
     kept = file.read_text()
     assert len({line["head"]["entryDigest"] for line in json_lines(kept)}) == 1
     assert (tmp_path / "sent").read_text() == kept
@@ -85,6 +87,6 @@ def test_heads_are_kept_only_of_a_trail_that_is_intact(account: Account, tmp_pat
     entries(account)
     status, errors = keep()
     assert (status, file.read_text()) == (3, kept)
-    assert "NOT INTACT: the newest entries are not kept\n" in errors
+    assert errors.startswith("NOT INTACT:\n")
     assert "1 kept entry not in the chain" in errors
     assert account.execute("SELECT count(*) > 0 FROM audit_events") == [(True,)]

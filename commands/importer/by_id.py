@@ -1,0 +1,132 @@
+"""Store events by the id of their rows: each row once, whatever file, order or chunk it comes in."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import storage
+from commands.base import translate_errors
+from commands.importer.chunks import CHUNK_BYTES, CHUNK_ROWS, QuotaEnded, RowCounts
+from commands.importer.files import Reject, Unreadable, one_line
+from commands.importer.rows import Event
+from database import TimeoutConnection
+from json_text import InvalidJSON, storable_text
+from storage import QuotaExceeded
+
+INSERT_ROWS = """
+    INSERT INTO imported_rows (org_id, row_id, content)
+    SELECT %(org_id)s, row_id, content
+    FROM unnest(%(ids)s::bytea[], %(contents)s::bytea[]) AS chunk (row_id, content)
+    ON CONFLICT DO NOTHING
+    RETURNING row_id
+"""
+
+SELECT_CONTENTS = """
+    SELECT row_id, content
+    FROM imported_rows
+    WHERE org_id = %(org_id)s AND row_id = ANY (%(ids)s::bytea[])
+"""
+
+
+class ImportById(RowCounts):
+    """Stores the events whose row id this organization has not imported before.
+
+    A chunk is one transaction: 1. the ids of its rows are inserted, 2. the rows whose ids were new are stored. So a row
+    is stored once, also if the import is killed or another file has the row. Memory does not grow with the ids.
+    """
+
+    def __init__(
+        self, connection: TimeoutConnection, org_id: str, on_reject: Callable[[Reject], None], *, stores: bool
+    ) -> None:
+        """Without `stores`, rows are only looked for."""
+        super().__init__(on_reject)
+        self._connection = connection
+        self._org_id = org_id
+        self._stores = stores
+        self.changed = 0  # rows that were imported before with other content
+        self.first_changed = 0  # the line of the first of them
+
+    def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
+        """Store the events; yield after each chunk.
+
+        Raises QuotaEnded, AllRejected, and Unreadable when what came before is stored.
+        """
+        unreadable = None
+        chunk: dict[bytes, Event] = {}
+        size = 0
+        try:
+            for event in self.valid(items):
+                if (earlier := chunk.get(event.row_id)) is not None:
+                    self._skip(event, earlier.content)
+                    continue
+                chunk[event.row_id] = event
+                size += len(event.text)
+                if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                    self._store(chunk)
+                    yield
+                    chunk, size = {}, 0
+        except Unreadable as error:
+            unreadable = error
+        self._store(chunk)
+        yield
+        if unreadable:
+            raise unreadable
+
+    def _store(self, chunk: dict[bytes, Event]) -> None:
+        """Store the new events of a chunk, or as many as the quota has room for. Raises QuotaEnded."""
+        if not chunk:
+            return
+        try:
+            with translate_errors():
+                new = self._try(chunk)
+        except QuotaExceeded as error:
+            self._store_up_to_quota(chunk, error.args[0])
+        except InvalidJSON as error:
+            if len(chunk) == 1:
+                [event] = chunk.values()
+                self.reject(Reject(event.line, str(error), one_line(event.text)))
+                return
+            half = len(chunk) // 2
+            self._store(dict(islice(chunk.items(), half)))
+            self._store(dict(islice(chunk.items(), half, None)))
+        else:
+            self.stored += len(new) if self._stores else 0
+            with translate_errors():
+                contents = self._contents([row_id for row_id in chunk if row_id not in new])
+            for row_id, content in contents.items():
+                self._skip(chunk[row_id], content)
+
+    def _try(self, chunk: dict[bytes, Event]) -> set[bytes]:
+        """Store the new events of a chunk in one transaction, and return the ids of their rows."""
+        if not self._stores:
+            return set(chunk) - set(self._contents(list(chunk)))
+        with self._connection.transaction():
+            contents = [event.content for event in chunk.values()]
+            values = {"org_id": self._org_id, "ids": list(chunk), "contents": contents}
+            new = {bytes(row_id) for (row_id,) in self._connection.execute(INSERT_ROWS, values)}
+            if new:
+                texts = [event.text for row_id, event in chunk.items() if row_id in new]
+                text = storable_text(f"[{','.join(texts)}]")
+                batch = storage.EventBatch(text, list(range(len(texts))), len(texts), source="import")
+                storage.call_store_events(self._connection, self._org_id, None, batch, None)
+        return new
+
+    def _store_up_to_quota(self, chunk: dict[bytes, Event], room: int) -> None:
+        """Store the rows up to the first that the quota has no room for, and raise QuotaEnded."""
+        before = self._contents(list(chunk))
+        new = [position for position, row_id in enumerate(chunk) if row_id not in before]
+        end = new[room]
+        self._store(dict(islice(chunk.items(), end)))
+        raise QuotaEnded(list(chunk.values())[end].line)
+
+    def _contents(self, ids: list[bytes]) -> dict[bytes, bytes]:
+        """Return the content of the rows that were imported, by their ids."""
+        if not ids:
+            return {}
+        rows = self._connection.execute(SELECT_CONTENTS, {"org_id": self._org_id, "ids": ids})
+        return {bytes(row_id): bytes(content) for row_id, content in rows}
+
+    def _skip(self, event: Event, content: bytes) -> None:
+        self.skipped += 1
+        if event.content != content:
+            self.changed += 1
+            self.first_changed = self.first_changed or event.line
