@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
@@ -29,6 +29,14 @@ SELECT_NEWEST = f"""
     LIMIT %(limit)s
 """
 
+SELECT_NEWEST_DATED = f"""
+    SELECT org_id, id
+    FROM audit_events
+    WHERE {WHERE}
+    ORDER BY "timestamp" DESC, id DESC
+    LIMIT %(limit)s
+"""
+
 # All events that can be new to a reader who looked some time ago.
 SELECT_RECENT = f"SELECT org_id, id FROM audit_events WHERE {WHERE}"
 
@@ -50,10 +58,17 @@ PAGE = 1000  # the number of events that --follow shows at once
 @org_option
 @filter_options
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option(
+    "--by",
+    type=click.Choice(["receipt", "timestamp"]),
+    default="receipt",
+    show_default=True,
+    help="The time that --since, --until and the order go by.",
+)
 @click.option("--follow", is_flag=True, help="Go on with what arrives, until Ctrl-C.")
 @json_option
 @reports_errors
-def events(org: str | None, limit: int, follow: bool, as_json: bool, **conditions: Any) -> None:
+def events(org: str | None, limit: int, by: str, follow: bool, as_json: bool, **conditions: Any) -> None:
     """Show the newest stored events, the newest last.
 
     A table shows the first 1,000 characters of metadata. JSON has the lines that `export` writes.
@@ -62,9 +77,12 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool, **condition
     Examples:
       igris-ingest events --org acme
       igris-ingest events --action deny --since 7d --limit 100
+      igris-ingest events --by timestamp --since 2026-03-01 --until 2026-03-02
       igris-ingest events --follow --json
     """
     filters = Filters(org, **conditions)
+    if by == "timestamp":
+        filters = replace(filters, since=None, until=None, dated_since=filters.since, dated_until=filters.until)
     # 80 columns: an organization that was asked for need not be shown
     columns = ["received_at", "type", "action", "tool_name", "metadata"]
     table = (
@@ -76,7 +94,8 @@ def events(org: str | None, limit: int, follow: bool, as_json: bool, **condition
     try:
         with session() as connection:
             check_organization(connection, org)
-            pages = followed(connection, filters, limit) if follow else [newest(connection, filters, limit)]
+            first = newest_dated if by == "timestamp" else newest
+            pages = followed(connection, filters, limit, first) if follow else [first(connection, filters, limit)]
             for keys in pages:
                 is_complete &= show_events(connection, keys, None if as_json else table)
                 if follow and not keys:
@@ -122,14 +141,22 @@ def newest(connection: Connection, filters: Filters, limit: int) -> list[Key]:
     return keys[::-1]
 
 
-def followed(connection: Connection, filters: Filters, limit: int) -> Iterator[list[Key]]:
-    """Yield the newest events, then those that have come since, also if they were committed late.
+def newest_dated(connection: Connection, filters: Filters, limit: int) -> list[Key]:
+    """Return the events with the newest timestamps, the newest last."""
+    query = {**asdict(filters), "limit": limit}
+    return connection.execute(SELECT_NEWEST_DATED.encode(), query).fetchall()[::-1]
+
+
+def followed(
+    connection: Connection, filters: Filters, limit: int, first: Callable[[Connection, Filters, int], list[Key]]
+) -> Iterator[list[Key]]:
+    """Yield the events that `first` finds, then those that have come since, also if they were committed late.
 
     Yields nothing when that is all, and goes on.
     """
     last = server_time(connection)
     seen = _recent(connection, filters, last - MAX_COMMIT_DELAY)
-    keys = newest(connection, filters, limit)
+    keys = first(connection, filters, limit)
     seen |= set(keys)
     yield keys
     while True:

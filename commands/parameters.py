@@ -1,5 +1,6 @@
 """The types of the commands' arguments and options."""
 
+import json
 import re
 import unicodedata
 from datetime import UTC, date, datetime, timedelta
@@ -46,7 +47,7 @@ class Month(click.ParamType[date]):
 
 
 class Moment(click.ParamType[datetime]):
-    """A day (its beginning, in UTC), a time with a zone, or a number of days ago."""
+    """A day (its beginning, in UTC), a time with a zone, or a number of days, hours or minutes ago."""
 
     name = "date"
 
@@ -54,8 +55,9 @@ class Moment(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            if days := re.fullmatch(r"(\d{1,5})d", value, re.ASCII):
-                return datetime.now(UTC) - timedelta(days=int(days[1]))
+            if ago := re.fullmatch(r"(\d{1,6})([dhm])", value, re.ASCII):
+                unit = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}[ago[2]]
+                return datetime.now(UTC) - int(ago[1]) * unit
             if not re.match(r"\d{4}-\d\d-\d\d(T|$)", value, re.ASCII):
                 raise ValueError
             moment = datetime.fromisoformat(value)
@@ -63,7 +65,7 @@ class Moment(click.ParamType[datetime]):
                 self.fail(f"{value!r} has no time zone; add Z for UTC", param, ctx)
             return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a date; use 2026-03-01, 2026-03-01T12:00Z or 400d (days ago)", param, ctx)
+            self.fail(f"{value!r} is not a date; use 2026-03-01, 2026-03-01T12:00Z, or 400d, 2h or 30m ago", param, ctx)
 
 
 class TimeZone(click.ParamType[ZoneInfo]):
@@ -74,6 +76,36 @@ class TimeZone(click.ParamType[ZoneInfo]):
             return value if isinstance(value, ZoneInfo) else ZoneInfo(value)
         except (KeyError, ValueError, OSError):
             self.fail(f"{value!r} is not a time zone; use a name such as UTC or Europe/Berlin", param, ctx)
+
+
+class Contained(click.ParamType[list[str]]):
+    """What metadata contain: KEY=VALUE, where the value is a text or a number, or a JSON object."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        if isinstance(value, list):
+            return value
+        if value.startswith("{"):
+            try:
+                content = json.loads(value)
+            except (ValueError, RecursionError):
+                self.fail(f"{value!r} is no JSON object", param, ctx)
+            if not _has_value(content):
+                self.fail(f"{value!r} has no value: the metadata of too many events contain it", param, ctx)
+            return [value]
+        key, equals, text = value.partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE, nor a JSON object", param, ctx)
+        number = [f"{{{json.dumps(key)}: {text}}}"] if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", text, re.ASCII) else []
+        return [json.dumps({key: text}), *number]
+
+
+def _has_value(content: Any) -> bool:
+    """Return whether JSON has something in it that is not an object or array."""
+    if isinstance(content, dict | list):
+        return any(map(_has_value, content.values() if isinstance(content, dict) else content))
+    return True
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print lines of JSON, for scripts.")

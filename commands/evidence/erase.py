@@ -1,7 +1,5 @@
 """`erase`: delete the events of a person, and amend the chain."""
 
-import json
-import re
 import sys
 from typing import Any
 
@@ -11,7 +9,7 @@ from commands.base import check_organization, exclusive, reports_errors, session
 from commands.evidence.amendments import amend, count_by_period, full_reason, reason_option
 from commands.evidence.trail import await_storing
 from commands.output import counted, sum_shown
-from commands.parameters import Moment, Name
+from commands.parameters import Contained, Moment, Name
 from commands.prune import delete_batches
 
 COUNT = "SELECT count(*) FROM audit_events WHERE org_id = %(org_id)s AND {condition}"
@@ -20,36 +18,6 @@ RECEIVED = """
     (%(since)s::timestamptz IS NULL OR received_at >= %(since)s)
     AND (%(until)s::timestamptz IS NULL OR received_at < %(until)s)
 """
-
-
-class Contained(click.ParamType[list[str]]):
-    """What metadata contain: KEY=VALUE, where the value is a text or a number, or a JSON object."""
-
-    name = "KEY=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        if isinstance(value, list):
-            return value
-        if value.startswith("{"):
-            try:
-                content = json.loads(value)
-            except (ValueError, RecursionError):
-                self.fail(f"{value!r} is no JSON object", param, ctx)
-            if not _has_value(content):
-                self.fail(f"{value!r} has no value: the metadata of too many events contain it", param, ctx)
-            return [value]
-        key, equals, text = value.partition("=")
-        if not key or not equals:
-            self.fail(f"{value!r} is not KEY=VALUE, nor a JSON object", param, ctx)
-        number = [f"{{{json.dumps(key)}: {text}}}"] if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", text, re.ASCII) else []
-        return [json.dumps({key: text}), *number]
-
-
-def _has_value(content: Any) -> bool:
-    """Return whether JSON has something in it that is not an object or array."""
-    if isinstance(content, dict | list):
-        return any(map(_has_value, content.values() if isinstance(content, dict) else content))
-    return True
 
 
 @click.command("erase")

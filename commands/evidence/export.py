@@ -19,7 +19,7 @@ from commands.parameters import Name
 @click.option("--org", type=Name(), required=True, help="The organization whose events they are.")
 @filter_options
 @click.option("--format", "file_format", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
-@click.option("--output", type=click.Path(dir_okay=False), help="A new file; by default standard output.")
+@click.option("--output", type=click.Path(dir_okay=False), help="A new file, or - for standard output, the default.")
 @reports_errors
 def export(org: str, file_format: str, output: str | None, **conditions: Any) -> None:
     """Write the events of an organization in the order of their receipt. `import` reads what this writes.
@@ -32,6 +32,7 @@ def export(org: str, file_format: str, output: str | None, **conditions: Any) ->
       igris-ingest export --org acme --since 2026-09-01 --until 2026-10-01 --output acme-2026-09.ndjson
       igris-ingest export --org acme --action deny --format csv --output denied.csv
     """
+    output = None if output == "-" else output
     filters = Filters(org, **conditions)
     query, written = (COPY_CSV, -1) if file_format == "csv" else (COPY_LINES, 0)  # the header row is no event
     is_shown = output is None and sys.stdout.isatty()  # a client's text must not act on the terminal

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import click
 import psycopg
 
-from commands.parameters import Moment, Name
+from commands.parameters import Contained, Moment, Name
 from database import STATEMENT_TIMEOUT, Connection
 from database_errors import Unavailable
 from schemas import Event
@@ -24,7 +24,7 @@ def _utc(column: str) -> str:
 
     Only who can write the table itself can store a time before Christ, which ends with ` BC`, or an infinite one.
     """
-    in_utc = f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+    in_utc = f"""pg_catalog.to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
     return f"""
         CASE
             WHEN {column} >= '0001-01-01 00:00Z' AND {column} < 'infinity' THEN {in_utc}
@@ -52,7 +52,7 @@ class Column(NamedTuple):
     def as_member(self) -> str:
         """Return SQL for the member as JSON."""
         value = {
-            "text": f"to_json({self.sql})",
+            "text": f"pg_catalog.to_json({self.sql})::text",
             "time": f"'\"' || {_utc(self.sql)} || '\"'",
             "json": f"coalesce({self.sql}::text, 'null')",
         }[self.kind]
@@ -84,6 +84,7 @@ def _members(columns: Iterable[Column]) -> str:
     return " || ', ' || ".join(column.as_member() for column in columns)
 
 
+# The functions are those of pg_catalog: the owner of the database could make others of the same name.
 # An event as canonical JSON: metadata is PostgreSQL's text of jsonb, times are in UTC to the microsecond. Seals are
 # made of these lines: a change of them makes all seals invalid.
 LINE = f"""'{{' || {_members(EVENT_COLUMNS)} || ', "receipt": {{' || {_members(RECEIPT_COLUMNS)} || '}}}}'"""
@@ -103,6 +104,9 @@ WHERE = """
     AND (%(action)s::text IS NULL OR action = %(action)s)
     AND (%(key)s::bigint IS NULL OR api_key_id = %(key)s)
     AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s))
+    AND (%(metadata)s::jsonb[] IS NULL OR metadata @> ANY (%(metadata)s::jsonb[]))
+    AND (%(dated_since)s::timestamptz IS NULL OR "timestamp" >= %(dated_since)s)
+    AND (%(dated_until)s::timestamptz IS NULL OR "timestamp" < %(dated_until)s)
 """
 
 
@@ -142,7 +146,10 @@ COUNT = f"SELECT count(*) FROM audit_events WHERE {WHERE}"
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which events are meant; None is no condition. `since` and `until` go by the receipt, and `until` is not in."""
+    """Which events are meant; None is no condition. `since` and `until` go by the receipt, and `until` is not in.
+
+    `dated_since` and `dated_until` go by the events' own time. `metadata` are alternatives, as JSON, that it contains.
+    """
 
     org_id: str | None = None
     since: datetime | None = None
@@ -152,6 +159,9 @@ class Filters:
     action: str | None = None
     key: int | None = None
     ids: list[int] | None = None
+    metadata: list[str] | None = None
+    dated_since: datetime | None = None
+    dated_until: datetime | None = None
 
 
 def filter_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -159,12 +169,17 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     fields: dict[str, Any] = Event().fields
     actions, types = (click.Choice(fields[name].validators[0].values) for name in ("action", "type"))
     for option in (
+        click.option(
+            "--metadata", type=Contained(), help="Whose metadata contain it: userId=user_42, or a JSON object."
+        ),
         click.option("--key", type=click.IntRange(1, 2**63 - 1), metavar="ID", help="Sent with this API key."),
         click.option("--action", type=actions, help="Of this action."),
         click.option("--tool", type=Name(), help="Of this toolName."),
         click.option("--type", type=types, help="Of this type."),
         click.option("--until", type=Moment(), help="Received before."),
-        click.option("--since", type=Moment(), help="Received from then on: 2026-03-01 (in UTC) or 30d (days ago)."),
+        click.option(
+            "--since", type=Moment(), help="Received from then on: 2026-03-01 (in UTC), or 30d, 2h or 30m ago."
+        ),
     ):
         function = option(function)
     return function

@@ -181,7 +181,7 @@ def verify(
         raise click.UsageError("--export needs --org.")
     filters = Filters(org, **conditions)
     if not exported and filters != Filters(org, filters.since, filters.until):
-        raise click.UsageError("--type, --tool, --action and --key need --export.")
+        raise click.UsageError("--type, --tool, --action, --key and --metadata need --export.")
     kept = read_heads(heads) if heads else None
     is_intact, file_is_intact, failed = True, True, False
     with snapshot() as connection:

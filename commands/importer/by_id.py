@@ -3,22 +3,28 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import psycopg
+
 import storage
 from commands.base import translate_errors
-from commands.importer.chunks import CHUNK_BYTES, CHUNK_ROWS, QuotaEnded, RowCounts
+from commands.importer.chunks import QuotaEnded, RowCounts
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
 from database import TimeoutConnection
 from json_text import InvalidJSON, storable_text
 from storage import QuotaExceeded
 
+ROWS_AT_ONCE = 4000  # in a transaction
+BYTES_AT_ONCE = 2**21
+
 INSERT_ROWS = """
     INSERT INTO imported_rows (org_id, row_id, content)
     SELECT %(org_id)s, row_id, content
-    FROM unnest(%(ids)s::bytea[], %(contents)s::bytea[]) AS chunk (row_id, content)
+    FROM unnest(%(ids)b::bytea[], %(contents)b::bytea[]) AS chunk (row_id, content)
     ON CONFLICT DO NOTHING
-    RETURNING row_id
 """
+
+INSERT_AND_RETURN_ROWS = f"{INSERT_ROWS} RETURNING row_id"
 
 SELECT_CONTENTS = """
     SELECT row_id, content
@@ -60,7 +66,7 @@ class ImportById(RowCounts):
                     continue
                 chunk[event.row_id] = event
                 size += len(event.text)
-                if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                if len(chunk) >= ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
                     self._store(chunk)
                     yield
                     chunk, size = {}, 0
@@ -99,16 +105,29 @@ class ImportById(RowCounts):
         """Store the new events of a chunk in one transaction, and return the ids of their rows."""
         if not self._stores:
             return set(chunk) - set(self._contents(list(chunk)))
-        with self._connection.transaction():
-            contents = [event.content for event in chunk.values()]
-            values = {"org_id": self._org_id, "ids": list(chunk), "contents": contents}
-            new = {bytes(row_id) for (row_id,) in self._connection.execute(INSERT_ROWS, values)}
-            if new:
-                texts = [event.text for row_id, event in chunk.items() if row_id in new]
-                text = storable_text(f"[{','.join(texts)}]")
-                batch = storage.EventBatch(text, list(range(len(texts))), len(texts), source="import")
-                storage.call_store_events(self._connection, self._org_id, None, batch, None)
+        contents = [event.content for event in chunk.values()]
+        values = {"org_id": self._org_id, "ids": list(chunk), "contents": contents}
+        with self._connection.transaction() as transaction:
+            inserted = self._connection.execute(INSERT_ROWS, values).rowcount
+            new = set(chunk) if inserted == len(chunk) else set()
+            if 0 < inserted < len(chunk):
+                raise psycopg.Rollback(transaction)
+            self._store_events(chunk, new)
+        if 0 < inserted < len(chunk):  # which ones takes longer
+            with self._connection.transaction():
+                returned = self._connection.execute(INSERT_AND_RETURN_ROWS.encode(), values)
+                new = {bytes(row_id) for (row_id,) in returned}
+                self._store_events(chunk, new)
         return new
+
+    def _store_events(self, chunk: dict[bytes, Event], new: set[bytes]) -> None:
+        if not new:
+            return
+        texts = [event.text for row_id, event in chunk.items() if row_id in new]
+        batch = storage.EventBatch(
+            storable_text(f"[{','.join(texts)}]"), list(range(len(texts))), len(texts), source="import"
+        )
+        storage.call_store_events(self._connection, self._org_id, None, batch, None)
 
     def _store_up_to_quota(self, chunk: dict[bytes, Event], room: int) -> None:
         """Store the rows up to the first that the quota has no room for, and raise QuotaEnded."""

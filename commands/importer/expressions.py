@@ -34,9 +34,17 @@ class Expression:
             if not hasattr(self, "_compiled"):
                 raise  # else a function that wants a value
 
+        self._path = _path(self._compiled.parsed)
+
     def search(self, row: Any) -> Any:
         """Return what the expression finds. Raises JMESPathError, TypeError and ValueError."""
-        return self._compiled.search(row, self._options)
+        if not self._path:
+            return self._compiled.search(row, self._options)
+        for name in self._path:  # as JMESPath does, at a tenth of the time
+            if not isinstance(row, dict):
+                return None
+            row = row.get(name)
+        return row
 
     def matches(self, row: Any) -> bool:
         """Return whether the expression finds what JMESPath takes for true. Raises what `search` does."""
@@ -69,6 +77,16 @@ _CHAINS = (
     "flatten",
     "pipe",
 )
+
+
+def _path(node: Any) -> list[str]:
+    """Return the names of a path such as response.body.model; nothing if the expression is not one."""
+    if node["type"] == "field":
+        return [node["value"]]
+    if node["type"] != "subexpression":
+        return []
+    paths = [_path(child) for child in node["children"]]
+    return [name for path in paths for name in path] if all(paths) else []
 
 
 def _columns(node: Any, optional: bool) -> Iterator[str]:

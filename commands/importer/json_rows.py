@@ -175,7 +175,18 @@ def read_json(source: Source, max_bytes: int) -> Rows:
                     yield Reject(line, "events: Expected array", one_line(f"{{{name}: {value}}}"))
                 members.append(f"{name}: {value}")
             if not is_batch:
-                yield _parse(line, ("{" + ", ".join(members) + "}").encode("utf-8", "surrogateescape"))
+                row = _parse(line, ("{" + ", ".join(members) + "}").encode("utf-8", "surrogateescape"))
+                if line == 1 and isinstance(row, Row):
+                    _check_form_of_pandas(row.value)
+                yield row
+
+
+def _check_form_of_pandas(value: dict[str, Any]) -> None:
+    """Raise Unreadable if an object is what pandas writes by default, or with `orient="split"`."""
+    if set(value) == {"columns", "index", "data"}:
+        raise Unreadable('it is what pandas writes with to_json(orient="split"): add --format split')
+    if value and all(isinstance(column, dict) and "0" in column for column in value.values()):
+        raise Unreadable('it is what pandas writes by columns: save it with to_json(orient="records", lines=True)')
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -130,6 +130,7 @@ class FieldFinder:
 
     def _nearest(self, column: str) -> str:
         nearest = difflib.get_close_matches(column, self._names, 1)
+        nearest = nearest or [name for name in self._names if column in name]  # model in provided_model_name
         return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
     def _check_required(self) -> None:

@@ -100,12 +100,13 @@ class EventMaker:
         rows = self._chosen(rows) if self._where else rows
         if self._finder is None:
             rows = self._check_first_rows(rows)
+        has_id = bool(self._options.row_id)
         for row in rows:
             if isinstance(row, Reject):
                 yield row
                 continue
             try:
-                yield Event(row.line, self.event_text(row), self._row_id(row))
+                yield Event(row.line, self.event_text(row), self._row_id(row) if has_id else b"")
             except InvalidRow as error:
                 yield Reject(row.line, str(error), _shown(row))
             except RecursionError:  # it was just not too deep for the parser
@@ -125,9 +126,7 @@ class EventMaker:
             yield row
 
     def _row_id(self, row: Row) -> bytes:
-        """Return the digest of the id of a row, if --id names one. Raises InvalidRow."""
-        if not self._options.row_id:
-            return b""
+        """Return the digest of the id of a row. Raises InvalidRow."""
         value = row.value
         found = cast(FieldFinder, self._finder).row_id(value) if isinstance(value, dict) else None
         if isinstance(found, float) and row.text is not None:  # it has lost its digits
