@@ -60,7 +60,7 @@ CREATE TABLE monthly_usage (
     CONSTRAINT within_quota CHECK (used <= quota)
 ) WITH (fillfactor = 50);  -- room on the page: the row is updated by every request
 
--- What was answered under an Idempotency-Key, kept in the transaction that stored the events. An import keeps a key of
+-- What was responded under an Idempotency-Key, kept in the transaction that stored the events. An import keeps a key of
 -- its own for each of its chunks.
 CREATE TABLE idempotency_keys (
     org_id          text NOT NULL,
@@ -119,7 +119,7 @@ CREATE TABLE chain_entries (
 );
 
 -- Stores the events of a batch in one transaction: makes the rows from the body itself, so that numbers keep every digit,
--- counts them, and keeps the answer under the idempotency key, if there is one.
+-- counts them, and keeps the response under the idempotency key, if there is one.
 --
 -- p_body is an array of events, or an object whose `events` is one; p_indexes chooses some of them (NULL: all), p_count
 -- is how many these are. A command has no API key (NULL). p_idempotency_days NULL keeps the idempotency key for ever.

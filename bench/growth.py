@@ -43,11 +43,11 @@ class Growth:
         self.lines.append(line)
 
     def measure(self, keys: list[str], size: int, seconds: float = SECONDS) -> str:
-        figure, refused = self.measure_with_refused(keys, size, seconds)
-        assert not refused, refused
+        figure, rejected = self.measure_with_rejected(keys, size, seconds)
+        assert not rejected, rejected
         return figure
 
-    def measure_with_refused(self, keys: list[str], size: int, seconds: float) -> tuple[str, int]:
+    def measure_with_rejected(self, keys: list[str], size: int, seconds: float) -> tuple[str, int]:
         """Return the figure, and how many requests got a 503, as some do while the disk stalls for half a second."""
         result = load.run(load.Http(self.service.port, keys, bodies(size)), 8, seconds)
         assert set(result.statuses) <= {200, 503}, result.statuses
@@ -96,12 +96,12 @@ class Growth:
 
     def soak(self) -> None:
         keys = self.create_keys(1)
-        self.write("\n## With time\n\n| minute | 10 events a request | refused with 503 | memory |\n|---|---|---|---|")
+        self.write("\n## With time\n\n| minute | 10 events a request | rejected with 503 | memory |\n|---|---|---|---|")
         workers = psutil.Process(self.service.process.pid).children()
         for minute in range(1, SOAK + 1):
-            figure, refused = self.measure_with_refused(keys, 10, 60)
+            figure, rejected = self.measure_with_rejected(keys, 10, 60)
             memory = ", ".join(f"{worker.memory_info().rss / 2**20:.0f}" for worker in workers)
-            self.write(f"| {minute} | {figure} | {refused} | {memory} MiB |")
+            self.write(f"| {minute} | {figure} | {rejected} | {memory} MiB |")
 
 
 def main() -> None:

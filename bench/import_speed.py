@@ -67,7 +67,7 @@ def import_file(url: str, file: Path, *, by_id: bool = False) -> float:
 
 
 def reading(file: Path) -> float:
-    """Microseconds a row: from the file to the event's JSON text, judged."""
+    """Microseconds a row: from the file to the event's JSON text, validated."""
     mapping = EventMaker(Options({"timestamp": "created_at"} if file.suffix == ".csv" else {}))
     began = time.perf_counter()
     with Source(str(file), None) as source:

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m bench.layers
 
-The floor is a Flask that parses the same body and answers. Between two waits for the network each instruction costs two
-to four times as much as in this hot loop: what counts is the ratio. The last lines are the shares of what is ours.
+The floor is a Flask that parses the same body and responds. Between two waits for the network each instruction costs
+two to four times as much as in this hot loop: what counts is the ratio. The last lines are the shares of what is ours.
 """
 
 import cProfile
@@ -80,9 +80,9 @@ def microseconds(call: Callable[[dict[str, Any]], Any], body: bytes) -> float:
 def through(app: Any) -> Callable[[dict[str, Any]], None]:
     def call(environ: dict[str, Any]) -> None:
         statuses: list[str] = []
-        answer = app.wsgi_app(environ, lambda status, headers: statuses.append(status))
-        b"".join(answer)
-        answer.close()
+        response = app.wsgi_app(environ, lambda status, headers: statuses.append(status))
+        b"".join(response)
+        response.close()
         assert statuses == ["200 OK"], statuses
 
     return call

@@ -1,4 +1,4 @@
-"""A load from this machine: each connection sends its next request when it has the last answer."""
+"""A load from this machine: each connection sends its next request when it has the last response."""
 
 import multiprocessing
 import socket
@@ -16,7 +16,7 @@ from dev.service import PATH
 
 class Sender(Protocol):
     def connect(self) -> Callable[[int], int]:
-        """Opens a connection; what it returns sends the request of a number, and returns the answer's status."""
+        """Opens a connection; what it returns sends the request of a number, and returns the response's status."""
 
 
 @dataclass

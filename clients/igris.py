@@ -7,7 +7,7 @@
 
 No event is lost while the process lives, and none is stored twice: a batch is sent again under the same Idempotency-Key
 until there is a response. Each new error is printed once. An error that no retry can help, such as a certificate that
-doesn't verify, goes to `on_refused`. At the end of the process `close` sends what is left.
+doesn't verify, goes to `on_rejected`. At the end of the process `close` sends what is left.
 """
 
 import atexit
@@ -33,7 +33,7 @@ BATCH_SECONDS = 0.5
 """A batch is sent when it has so many events or bytes, or when its first event is so old."""
 
 ANSWER_TIMEOUT = 35
-"""Seconds to wait for an answer: longer than nginx waits for the service."""
+"""Seconds to wait for a response: longer than nginx waits for the service."""
 
 LONGEST_PAUSE = 10
 """Seconds between two attempts at most."""
@@ -41,9 +41,9 @@ LONGEST_PAUSE = 10
 _END = None
 
 
-def print_refused(status: int, answer: str, events: str) -> None:
-    """Say on standard error what the service refused, and why."""
-    print(f"igris-ingest refused events with {status}: {answer.strip()}", file=sys.stderr)
+def print_rejected(status: int, answer: str, events: str) -> None:
+    """Say on standard error what the service rejected, and why."""
+    print(f"igris-ingest rejected events with {status}: {answer.strip()}", file=sys.stderr)
 
 
 class Igris:
@@ -56,13 +56,13 @@ class Igris:
         *,
         max_waiting: int = 10_000,
         exit_timeout: float = 60,
-        on_refused: Callable[[int, str, str], None] = print_refused,
+        on_rejected: Callable[[int, str, str], None] = print_rejected,
     ) -> None:
         """Begin. `send` waits while `max_waiting` events wait to be sent.
 
-        `on_refused` is called with the status, the answer and the batch, as JSON, when sending it again would not help:
-        events of it are invalid, the quota is used up (429), or the key is revoked (401). It is called with 0 if the
-        request can't be made, and for what was not sent `exit_timeout` seconds after the process was to end. Raises
+        `on_rejected` is called with the status, the response and the batch, as JSON, when a retry would not help:
+        the batch has invalid events, the quota is used up (429), or the key is revoked (401). It is called with 0 if
+        the request can't be made, and for what was not sent `exit_timeout` seconds after the process was to end. Raises
         ValueError for a URL or a key that can't be one.
         """
         if not re.fullmatch(r"https?://[!-~]+", url):
@@ -77,7 +77,7 @@ class Igris:
             "Prefer": "handling=lenient",  # one invalid event does not keep the others out
         }
         self._exit_timeout = exit_timeout
-        self._on_refused = on_refused
+        self._on_rejected = on_rejected
         self._room = threading.Semaphore(max_waiting)
         self._waiting: queue.Queue[str | None] = queue.Queue()
         self._give_up = threading.Event()
@@ -116,11 +116,11 @@ class Igris:
         self._waiting.put(text)
 
     def flush(self) -> None:
-        """Wait until everything that was sent so far is answered."""
+        """Wait until everything that was sent so far has a response."""
         self._waiting.join()
 
     def close(self) -> None:
-        """Send what waits, and end. Events that can't be sent in time go to `on_refused`."""
+        """Send what waits, and end. Events that can't be sent in time go to `on_rejected`."""
         atexit.unregister(self.close)
         if self._thread.is_alive():
             self._waiting.put(_END)
@@ -165,31 +165,31 @@ class Igris:
                 with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:  # noqa: S310
                     said = answer.read().decode()
                 if json.loads(said).get("details"):
-                    self._refuse(200, said, events)
+                    self._reject(200, said, events)
                 return
             except urllib.error.HTTPError as error:
                 is_rate_limit = error.code == 429 and "Retry-After" in error.headers  # nginx's; the quota's has none
                 if error.code not in (408, 500, 502, 503, 504) and not is_rate_limit:
-                    self._refuse(error.code, error.read().decode(errors="replace"), events)
+                    self._reject(error.code, error.read().decode(errors="replace"), events)
                     return
             except (OSError, ValueError, http.client.HTTPException) as error:
                 # there was no response, or a part of one: the batch may be stored or not
                 cause = getattr(error, "reason", error)
                 if isinstance(cause, ssl.SSLCertVerificationError | http.client.InvalidURL):
-                    self._refuse(0, str(cause), events)
+                    self._reject(0, str(cause), events)
                     return
                 self._print_once(str(cause))
             self._give_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        self._refuse(0, "the process ended before it answered", events)
+        self._reject(0, "the process ended before it responded", events)
 
     def _print_once(self, problem: str) -> None:
         if problem not in self._printed and len(self._printed) < 100:
             self._printed.add(problem)
             print(f"igris-ingest can't be reached, trying again: {problem}", file=sys.stderr)
 
-    def _refuse(self, status: int, said: str, events: str) -> None:
+    def _reject(self, status: int, said: str, events: str) -> None:
         try:
-            self._on_refused(status, said, events)
+            self._on_rejected(status, said, events)
         except Exception:  # noqa: BLE001  else the thread would end, and with it the sending
             traceback.print_exc()

@@ -7,7 +7,7 @@ from igris import Igris
 from litellm.integrations.custom_logger import CustomLogger
 
 KEPT = ("id", "call_type", "status", "error_str", "prompt_tokens", "completion_tokens", "response_cost", "end_user")
-"""What of LiteLLM's record becomes metadata: no prompts and no answers."""
+"""What of LiteLLM's record becomes metadata: no prompts and no responses."""
 
 
 class IgrisLogger(CustomLogger):

@@ -8,10 +8,10 @@ import { send } from "./send.mjs";
 const BATCH_EVENTS = 1000;
 
 export class IgrisStream extends Writable {
-  /** `onRefused` gets an error, and the events that the service refused. */
-  constructor(url, key, { onRefused = (error) => console.error("igris-ingest refused events:", error.message) } = {}) {
+  /** `onRejected` gets an error, and the events that the service rejected. */
+  constructor(url, key, { onRejected = (error) => console.error("igris-ingest rejected events:", error.message) } = {}) {
     super({ decodeStrings: false, highWaterMark: 2 ** 20 });
-    Object.assign(this, { url, key, onRefused, printed: new Set() });
+    Object.assign(this, { url, key, onRejected, printed: new Set() });
   }
 
   printOnce(error) {
@@ -32,9 +32,9 @@ export class IgrisStream extends Writable {
           lenient: true,
           onError: (error) => this.printOnce(error),
         });
-        if (details) this.onRefused(new Error(JSON.stringify(details)), events);
+        if (details) this.onRejected(new Error(JSON.stringify(details)), events);
       } catch (error) {
-        this.onRefused(error, events);
+        this.onRejected(error, events);
       }
     }
     done();

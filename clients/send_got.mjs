@@ -2,7 +2,7 @@
 import { randomUUID } from "node:crypto";
 import got from "got";
 
-/** Store events; return the service's answer. Throws if they are refused, or if nobody answers in ten attempts. */
+/** Store events; return the response. Throws if they are rejected, or if no response comes in ten attempts. */
 export async function send(url, key, events) {
   try {
     return await got

@@ -17,7 +17,7 @@ _ATTEMPTS = Retry(
 
 
 def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
-    """Store events; return how many. Raises requests.RequestException if they are refused or nobody answers."""
+    """Store events; return how many. Raises requests.RequestException if they are rejected or no response comes."""
     with requests.Session() as session:
         session.mount(url, HTTPAdapter(max_retries=_ATTEMPTS))
         headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}

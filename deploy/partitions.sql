@@ -43,7 +43,7 @@ SELECT to_regclass('pg_dist_partition') IS NOT NULL AS citus \gset
     CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS audit_events_first_pkey ON audit_events (org_id, id, received_at);
 
     -- The rows are checked while the service goes on, so that the exchange needs no look at them. The constraint must not
-    -- stay if anything fails: it would refuse all events from next month on. So errors do not end the script until the
+    -- stay if anything fails: it would reject all events from next month on. So errors do not end the script until the
     -- constraint is gone. (Should psql itself be killed meanwhile, the next run begins with dropping it.)
     ALTER TABLE audit_events DROP CONSTRAINT IF EXISTS first_months;
     \set ON_ERROR_STOP off

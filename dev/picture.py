@@ -1,4 +1,4 @@
-"""Make the picture of the README: a request, its answer, and `events --follow`, on a terminal of 80 columns.
+"""Make the picture of the README: a request, its response, and `events --follow`, on a terminal of 80 columns.
 
 .venv/bin/python -m dev.picture docs/terminal.svg
 """
@@ -41,11 +41,11 @@ def main(file: str) -> None:
         (Path(folder) / "var/key").write_text(key)
         service = Service(server.url, Path(folder) / "log").start()
         try:
-            answer, events = run(service, folder)
+            response, events = run(service, folder)
         finally:
             service.stop()
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor")
-    for command, output in ((REQUEST, answer), (FOLLOW, events)):
+    for command, output in ((REQUEST, response), (FOLLOW, events)):
         for text in (Text(f"$ {command}", style="bold"), Text.from_ansi(output)):
             assert max(line.cell_len for line in text.split()) <= COLUMNS
             console.print(text)
@@ -56,7 +56,7 @@ def main(file: str) -> None:
 
 
 def run(service: Service, folder: str) -> tuple[str, str]:
-    """Return what the request answers, and what `events` shows of it on a terminal."""
+    """Return what the request responses, and what `events` shows of it on a terminal."""
     environ = {**os.environ, "DATABASE_URL": service.database_url, "COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
     environ["PATH"] = f"{ROOT}:{environ['PATH']}"
     terminal, end = pty.openpty()
@@ -64,7 +64,7 @@ def run(service: Service, folder: str) -> tuple[str, str]:
     try:
         shown = os.read(terminal, 10_000)  # the names of the columns
         command = ["sh", "-c", f"exec {REQUEST}".replace("curl", "curl -s").replace("8000", str(service.port))]
-        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+        response = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
         while shown.count(b"\n") < 4:
             shown += os.read(terminal, 10_000)
     finally:
@@ -72,7 +72,7 @@ def run(service: Service, folder: str) -> tuple[str, str]:
         follower.wait()
         os.close(terminal)
         os.close(end)
-    return answer.rstrip("\n"), shown.decode().replace("\r\n", "\n").rstrip("\n")
+    return response.rstrip("\n"), shown.decode().replace("\r\n", "\n").rstrip("\n")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def wait_for(condition: Any, seconds: float = 15) -> Any:
-    """Asks until the answer is true, and returns it; raises TimeoutError."""
+    """Asks until the response is true, and returns it; raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -55,7 +55,7 @@ def wait_for(condition: Any, seconds: float = 15) -> Any:
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -123,9 +123,9 @@ class Service:
     def is_alive(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"gunicorn ended: {self.output()}")
-        return self.answers()
+        return self.responses()
 
-    def answers(self) -> bool:
+    def responses(self) -> bool:
         try:
             return self.get("/healthz").status == 200
         except urllib3.exceptions.HTTPError:
@@ -134,14 +134,14 @@ class Service:
     def output(self) -> str:
         return self.log.read_text()
 
-    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        answer = self.http.request(method, self.url + path, body=body, headers=headers)
-        return Answer(answer.status, answer.headers, answer.data)
+    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Response:
+        response = self.http.request(method, self.url + path, body=body, headers=headers)
+        return Response(response.status, response.headers, response.data)
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> Response:
         return self.request("GET", path)
 
-    def post(self, body: Any, key: str, **headers: str) -> Answer:
+    def post(self, body: Any, key: str, **headers: str) -> Response:
         """Posts bytes as they are, an iterator of bytes in chunks, and anything else as JSON."""
         if not isinstance(body, bytes | Iterator):
             body = json.dumps(body).encode()
@@ -195,8 +195,8 @@ class Nginx(Service):
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def send(self, data: bytes) -> Answer:
-        """The answer to bytes that are sent as they are."""
+    def send(self, data: bytes) -> Response:
+        """The response to bytes that are sent as they are."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as client:
             client.sendall(data)
             headers = urllib3.HTTPHeaderDict()
@@ -206,7 +206,7 @@ class Nginx(Service):
                 headers.add(*line.split(": ", 1))
             while len(body) < int(headers["Content-Length"]):
                 body += client.recv(100_000)
-            return Answer(int(status.split()[1]), headers, body)
+            return Response(int(status.split()[1]), headers, body)
 
 
 def at_once(threads: int, function: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import psycopg
 from click.testing import CliRunner
 
 from commands.__main__ import main
-from dev.service import EVENT, PROGRAM, ROOT, Answer, Service
+from dev.service import EVENT, PROGRAM, ROOT, Response, Service
 
 
 class Account:
@@ -23,7 +23,7 @@ class Account:
     def __init__(self, service: Service, org_id: str, key: str) -> None:
         self.service, self.org_id, self.key = service, org_id, key
 
-    def post(self, body: Any, **headers: str) -> Answer:
+    def post(self, body: Any, **headers: str) -> Response:
         return self.service.post(body, self.key, **headers)
 
     def execute(self, query: str, *parameters: object) -> list[Any]:
@@ -110,19 +110,19 @@ def command(*arguments: str, database_url: str | None, **environ: str) -> subpro
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
-def assert_refused(answer: Answer, status: int, error: str, account: Account | None = None) -> Any:
+def assert_rejected(response: Response, status: int, error: str, account: Account | None = None) -> Any:
     """The one shape of an error; for an account also that nothing of it was stored. Returns the whole body."""
-    assert answer.status == status, answer.body
-    body = answer.json
+    assert response.status == status, response.body
+    body = response.json
     assert body["error"] == error
     assert set(body) <= {"error", "details", "meta"}
     for detail in body.get("details", []):
         assert set(detail) == {"field", "message"}
         assert isinstance(detail["field"], str)
         assert detail["message"]
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert re.fullmatch(r"[\w.-]+", answer.headers["X-Request-Id"])
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Cache-Control"] == "no-store"
+    assert re.fullmatch(r"[\w.-]+", response.headers["X-Request-Id"])
     if account:
         assert account.rows() == []
         assert account.used() == 0

@@ -1,23 +1,31 @@
 """The documentation says what is so."""
 
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import click
 import pytest
 
 import database
 import schemas
-from commands.__main__ import main
+from app import ERRORS
 from config import SETTINGS
-from dev.service import EVENT, ROOT
+from dev import commands_document
+from dev.service import EVENT, PROGRAM, ROOT, Service, set_up
 from tests.support import Account
 
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```sh\n((?:curl|printf) .*?)```\n\n```json\n(.*?)```", README, re.DOTALL)
+API = (ROOT / "docs/api.md").read_text()
+EXAMPLES = re.findall(r"```sh\n((?:curl|printf) .*?)```\n\n```json\n(.*?)```", README + API, re.DOTALL)
+DOCUMENTS = [
+    *(ROOT / "docs").glob("*.md"),
+    *ROOT.glob("*.md"),
+    *(ROOT / "bench").glob("*.md"),
+    *(ROOT / "migrations").glob("*.md"),
+]
 
 
 def test_every_setting_is_documented_in_the_order_of_the_code() -> None:
@@ -51,40 +59,93 @@ def test_the_timeouts_are_documented_and_the_inner_ones_are_shorter() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-def test_the_curl_examples_answer_what_they_say(new_account: Callable[..., Account], tmp_path: Path) -> None:
+def test_the_curl_examples_response_what_they_say(new_account: Callable[..., Account], tmp_path: Path) -> None:
     account = new_account(quota=50_000)
     account.post(EVENT)  # as the command that `make run` prints
     (tmp_path / "var").mkdir()
     (tmp_path / "var/key").write_text(account.key + "\n")
     assert len(EXAMPLES) >= 3
-    for command, answer in EXAMPLES:
+    for command, response in EXAMPLES:
         command = command.replace("http://127.0.0.1:${PORT:-8000}", account.service.url)
         done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert done.stdout == answer
+        assert done.stdout == response
 
 
-def test_every_command_is_documented() -> None:
-    names = set()
-    for name, each in main.commands.items():
-        names |= {f"{name} {sub}" for sub in each.commands} if isinstance(each, click.Group) else {name}
-    table = README.partition("## Commands")[2].partition("## Configuration")[0]
-    documented = set(re.findall(r"^\| `((?:keys |imports |organizations )?[a-z-]+)", table, re.MULTILINE))
-    assert names == documented
+def test_the_document_of_the_commands_is_what_help_prints() -> None:
+    assert commands_document.DOCUMENT.read_text() == commands_document.document()
+
+
+def test_the_statuses_of_the_interface_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([\w -]+) \|", API.partition("## Errors")[2], re.MULTILINE)
+    assert {(int(status), error) for status, error in rows} == {(status, error) for status, error, _ in ERRORS.values()}
 
 
 def test_the_fields_of_an_event_are_the_same_everywhere() -> None:
     fields = list(schemas.Event().fields)
-    table = README.partition("## API")[2].partition("## Commands")[0]
-    assert re.findall(r"^\| (\w+) \| (?:string|object) \|", table, re.MULTILINE) == fields
+    assert re.findall(r"^\| (\w+) \| (?:string|object) \|", API, re.MULTILINE) == fields
     schema = (ROOT / "schema.sql").read_text()
     records = re.findall(r"AS e \((type text, .+)\)", schema)
     [record] = records
     assert [column.split()[0].strip('"') for column in record.split(", ")] == fields
 
 
-def test_every_file_that_the_documentation_names_is_there() -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING"))]
-    folders = "docs|deploy|bench|dev|tests|commands|migrations"
-    for page in pages:
-        for name in re.findall(rf"`((?:{folders})/[\w./-]*|\w+\.(?:py|sql|yaml))`", page.read_text()):
-            assert (ROOT / name).exists() or list(ROOT.glob(f"**/{name}")), f"{page.name}: {name}"
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            if re.match(r"https?://", target):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (document.parent / path).resolve() if path else document
+            assert file.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in anchors(file), f"{document.name}: {target}"
+
+
+def test_every_document_or_file_that_is_named_is_a_link() -> None:
+    for document in DOCUMENTS:
+        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+        text = re.sub(r"\[[^\]]*\]\([^)]*\)", "", text)
+        named = re.findall(
+            r"`?\b((?:docs|deploy|bench|clients|commands|tests|migrations)/[\w./@-]+\w|[\w.]+\.(?:md|sql))\b`?", text
+        )
+        named = [name for name in named if name != "002_add_a_column.sql"]  # an example
+        if document.name != "CHANGELOG.md":
+            assert named == [], f"{document.name}: {named}"
+
+
+def test_every_document_is_in_the_table_of_contents() -> None:
+    listed = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs/README.md").read_text()))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_tutorial_works_as_it_stands(
+    create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    url = create_schema()
+    account = Account(start_service(url), "demo", set_up(url, "demo", 50_000))
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/key").write_text(account.key + "\n")
+    (tmp_path / "igris-ingest").symlink_to(PROGRAM)
+    text = (ROOT / "docs/tutorial.md").read_text()
+    steps = re.findall(r"```sh\n(.*?)```\n+(?:[^`#]*?)```\n(.*?)```", text, re.DOTALL)
+    assert len(steps) == 8
+    environ = {**os.environ, "DATABASE_URL": url, "PORT": str(account.service.port)}
+    for step, (commands, printed) in enumerate(steps):
+        if "seal --org" in commands:
+            account.execute("UPDATE audit_events SET received_at = received_at - interval '2 minutes'")
+        if step == 6:
+            account.execute("UPDATE audit_events SET action = 'allow' WHERE action = 'deny'")
+        done = subprocess.run(
+            ["sh", "-c", commands], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+        shown = done.stdout + done.stderr
+        for line in printed.splitlines():  # up to what differs: times and digests
+            begin = re.split(r"\d{4}-\d\d-\d\dT?|c0ffee00|\.\.\.|\(1970|4 lines", line)[0]
+            assert begin in shown, (step, begin, shown)
+        assert done.returncode == (3 if step >= 6 else 0), shown

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is one of the contract's, and the rows are those that were acknowledged.
+"""Whatever is sent, the response is one of the contract's, and the rows are those that were acknowledged.
 
 `make fuzz` goes on for FUZZ_MINUTES, with new bodies each time.
 """
@@ -114,19 +114,19 @@ def fuzz(function: Callable[..., None], *strategies: st.SearchStrategy[Any], exa
         run()
 
 
-def test_no_body_causes_anything_but_an_answer_of_the_contract(new_account: Callable[..., Account]) -> None:
+def test_no_body_causes_anything_but_a_response_of_the_contract(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=None)
     acknowledged = 0
 
     def post(body: tuple[bytes, dict[str, str]], headers: dict[str, str]) -> None:
         nonlocal acknowledged
-        answer = account.post(body[0], **body[1], **headers)
-        assert answer.status in (200, 400, 413, 422), (answer.status, answer.body)
-        if answer.status == 200:
-            if "Idempotency-Replayed" not in answer.headers:
-                acknowledged += answer.json["data"]["ingested"]
+        response = account.post(body[0], **body[1], **headers)
+        assert response.status in (200, 400, 413, 422), (response.status, response.body)
+        if response.status == 200:
+            if "Idempotency-Replayed" not in response.headers:
+                acknowledged += response.json["data"]["ingested"]
         else:
-            assert answer.json["error"]
+            assert response.json["error"]
 
     fuzz(post, encoded, headers, examples=400)
     assert acknowledged > 0

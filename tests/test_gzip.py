@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dev.service import EVENT, Service, high_water_mark
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 BODY = json.dumps(EVENT).encode()
 compress = functools.partial(gzip.compress, mtime=0)  # the same at any time: it is in the names of tests
@@ -62,8 +62,8 @@ def test_a_large_batch_is_inflated_whole(account: Account) -> None:
         compress(compress(BODY)),
     ],
 )
-def test_what_is_broken_is_refused(account: Account, body: bytes) -> None:
-    assert_refused(account.post(body, **GZIP), 400, "Invalid JSON", account)
+def test_what_is_broken_is_rejected(account: Account, body: bytes) -> None:
+    assert_rejected(account.post(body, **GZIP), 400, "Invalid JSON", account)
 
 
 def test_the_limit_is_that_of_the_inflated_body(
@@ -71,10 +71,10 @@ def test_the_limit_is_that_of_the_inflated_body(
 ) -> None:
     account = new_account(service=start_service(MAX_BODY_BYTES=1000))
     assert account.post(compress(BODY.ljust(1000)), **GZIP).status == 200
-    assert_refused(account.post(compress(BODY.ljust(1001)), **GZIP), 413, "Payload too large")
+    assert_rejected(account.post(compress(BODY.ljust(1001)), **GZIP), 413, "Payload too large")
     halves = compress(BODY.ljust(600)) + compress(b" " * 401)
-    assert_refused(account.post(halves, **GZIP), 413, "Payload too large")
-    assert_refused(account.post(compress(os.urandom(1000)), **GZIP), 413, "Payload too large")
+    assert_rejected(account.post(halves, **GZIP), 413, "Payload too large")
+    assert_rejected(account.post(compress(os.urandom(1000)), **GZIP), 413, "Payload too large")
     assert account.count() == 1
 
 
@@ -89,6 +89,6 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(
     [worker] = psutil.Process(service.process.pid).children()
     bomb = compress(b" " * 50_000_000)
     peak_before = high_water_mark(worker.pid)
-    assert_refused(account.post(bomb, **GZIP), 413, "Payload too large")
-    # the body as sent, the inflated part of it, and its next size as it grows
+    assert_rejected(account.post(bomb, **GZIP), 413, "Payload too large")
+    # the body as sent, the decompressed part of it, and its next size as it grows
     assert high_water_mark(worker.pid) - peak_before < 2.5 * limit

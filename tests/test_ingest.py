@@ -1,4 +1,4 @@
-"""What is answered, and what is stored."""
+"""What is responded, and what is stored."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from tests.support import Account
 
 
 def test_it_works(account: Account) -> None:
-    answer = account.post(
+    response = account.post(
         {
             "type": "tool_call",
             "toolName": "generate_report",
@@ -22,8 +22,8 @@ def test_it_works(account: Account) -> None:
             "metadata": {"model": "gpt-4o", "userId": "user_42", "latencyMs": 340},
         }
     )
-    assert answer.status == 200
-    assert answer.json == {"data": {"ingested": 1, "rejected": 0}, "meta": {"remainingQuota": 49_999}}
+    assert response.status == 200
+    assert response.json == {"data": {"ingested": 1, "rejected": 0}, "meta": {"remainingQuota": 49_999}}
     [row] = account.rows('type, tool_name, action, "timestamp", metadata, source')
     assert row == (
         "tool_call",
@@ -53,8 +53,8 @@ def test_a_row_names_its_organization_and_key(account: Account) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda events: {"events": events}, lambda events: events], ids=["events", "array"])
 def test_a_batch_is_stored_in_its_order_with_one_received_at(account: Account, wrap: Callable[..., object]) -> None:
-    answer = account.post(wrap([{**EVENT, "toolName": f"tool-{i}"} for i in range(2_000)]))
-    assert answer.json == {"data": {"ingested": 2_000, "rejected": 0}, "meta": {"remainingQuota": 48_000}}
+    response = account.post(wrap([{**EVENT, "toolName": f"tool-{i}"} for i in range(2_000)]))
+    assert response.json == {"data": {"ingested": 2_000, "rejected": 0}, "meta": {"remainingQuota": 48_000}}
     assert account.rows("tool_name") == [(f"tool-{i}",) for i in range(2_000)]
     assert len(set(account.rows("received_at"))) == 1
 
@@ -71,8 +71,8 @@ def test_a_batch_is_stored_in_its_order_with_one_received_at(account: Account, w
     ],
 )
 def test_a_number_keeps_every_digit(account: Account, number: str) -> None:
-    answer = account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": %s}}' % number.encode())
-    assert answer.status == 200
+    response = account.post(b'{"type": "custom", "toolName": "x", "metadata": {"n": %s}}' % number.encode())
+    assert response.status == 200
     [(stored,)] = account.rows("metadata ->> 'n'")
     expected = "1" + "0" * 400 if number == "1e400" else number
     assert stored == expected
@@ -122,8 +122,8 @@ def test_postgresql_reads_every_accepted_timestamp_as_python_does(account: Accou
         fraction = chance.choice(["", "." + str(chance.randrange(10 ** chance.randint(1, 9)))])
         offset = f"{chance.choice('+-')}{chance.randrange(16):02}{chance.choice([':', ''])}{chance.randrange(60):02}"
         texts.append(f"{day:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + fraction + chance.choice(["Z", offset]))
-    answer = account.post([{**EVENT, "timestamp": text} for text in texts])
-    assert answer.status == 200, answer.body[:500]
+    response = account.post([{**EVENT, "timestamp": text} for text in texts])
+    assert response.status == 200, response.body[:500]
     for text, (stored,) in zip(texts, account.rows('"timestamp"'), strict=True):
         # Python cuts off what is below a microsecond, PostgreSQL rounds it
         assert timedelta(0) <= stored - datetime.fromisoformat(text) <= timedelta(microseconds=1), text
@@ -145,9 +145,9 @@ def test_postgresql_reads_every_accepted_timestamp_as_python_does(account: Accou
         "2026-03-19T10:00:00Z\n",
     ],
 )
-def test_an_instant_that_cannot_be_held_is_refused(account: Account, text: str) -> None:
-    answer = account.post({**EVENT, "timestamp": text})
-    assert (answer.status, answer.json["details"]) == (400, [{"field": "timestamp", "message": "Invalid datetime"}])
+def test_an_instant_that_cannot_be_held_is_rejected(account: Account, text: str) -> None:
+    response = account.post({**EVENT, "timestamp": text})
+    assert (response.status, response.json["details"]) == (400, [{"field": "timestamp", "message": "Invalid datetime"}])
     assert account.rows() == []
 
 
@@ -177,8 +177,8 @@ def test_the_request_id_is_the_clients_if_it_is_sane(account: Account) -> None:
         assert len(given) == 32
 
 
-def test_probes_answer_without_a_key(service: Service) -> None:
+def test_probes_response_without_a_key(service: Service) -> None:
     for path, more in (("/healthz", {"version": VERSION}), ("/readyz", {})):
-        answer = service.get(path)
-        assert (answer.status, answer.json) == (200, {"status": "ok", **more})
-        assert answer.headers["Cache-Control"] == "no-store"
+        response = service.get(path)
+        assert (response.status, response.json) == (200, {"status": "ok", **more})
+        assert response.headers["Cache-Control"] == "no-store"

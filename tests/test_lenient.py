@@ -8,7 +8,7 @@ from commands.keys import list_keys, revoke_key
 from commands.quota import set_quota
 from database import Connection
 from dev.service import EVENT, at_once
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 LENIENT = {"Prefer": "handling=lenient"}
 
@@ -22,12 +22,12 @@ def test_the_valid_events_are_stored_and_the_others_told(account: Account) -> No
         {"type": "nope", "toolName": "", "timestamp": "yesterday", "metadata": []},
         {"type": "custom", "toolName": "c"}
     ]}"""
-    answer = account.post(body, **LENIENT)
-    assert answer.status == 200
-    assert answer.headers["Preference-Applied"] == "handling=lenient"
-    assert answer.json["data"] == {"ingested": 3, "rejected": 3}
-    assert answer.json["meta"] == {"remainingQuota": 49_997}
-    fields = [detail["field"] for detail in answer.json["details"]]
+    response = account.post(body, **LENIENT)
+    assert response.status == 200
+    assert response.headers["Preference-Applied"] == "handling=lenient"
+    assert response.json["data"] == {"ingested": 3, "rejected": 3}
+    assert response.json["meta"] == {"remainingQuota": 49_997}
+    fields = [detail["field"] for detail in response.json["details"]]
     assert fields == [
         "events.1.toolName",
         "events.3",
@@ -45,14 +45,14 @@ def test_the_valid_events_are_stored_and_the_others_told(account: Account) -> No
 
 
 def test_a_batch_without_faults_has_no_details(account: Account) -> None:
-    answer = account.post([EVENT] * 2, **LENIENT)
-    assert answer.headers["Preference-Applied"] == "handling=lenient"
-    assert answer.json == {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}}
+    response = account.post([EVENT] * 2, **LENIENT)
+    assert response.headers["Preference-Applied"] == "handling=lenient"
+    assert response.json == {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}}
 
 
-def test_valid_events_that_do_not_fit_in_the_quota_are_refused_whole(new_account: Callable[..., Account]) -> None:
+def test_valid_events_that_do_not_fit_in_the_quota_are_rejected_whole(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=3)
-    body = assert_refused(account.post([EVENT, {}, EVENT, EVENT, EVENT], **LENIENT), 429, "Quota exceeded", account)
+    body = assert_rejected(account.post([EVENT, {}, EVENT, EVENT, EVENT], **LENIENT), 429, "Quota exceeded", account)
     assert body["meta"]["remainingQuota"] == 3
     assert account.post([EVENT, {}, EVENT, EVENT], **LENIENT).json["data"] == {"ingested": 3, "rejected": 1}
 
@@ -63,10 +63,10 @@ def test_a_batch_without_a_valid_event_is_answered(new_account: Callable[..., Ac
         ([{}, 7], ["0.type", "0.toolName", "1"]),
         ({"events": [{"type": "custom"}]}, ["events.0.toolName"]),
     ):
-        answer = account.post(body, **LENIENT)
-        assert (answer.status, answer.json["data"]["ingested"]) == (200, 0)
-        assert answer.json["meta"] == {"remainingQuota": 0}
-        assert [detail["field"] for detail in answer.json["details"]] == fields
+        response = account.post(body, **LENIENT)
+        assert (response.status, response.json["data"]["ingested"]) == (200, 0)
+        assert response.json["meta"] == {"remainingQuota": 0}
+        assert [detail["field"] for detail in response.json["details"]] == fields
     assert account.rows() == []
 
 
@@ -77,30 +77,30 @@ def test_a_batch_without_a_valid_event_is_answered_whatever_the_quota(
     assert account.post([{}], **LENIENT).json["meta"] == {"remainingQuota": None}
     account.post([EVENT] * 3)
     set_quota(connection, account.org_id, 2)  # below what was used
-    answer = account.post([{}], **LENIENT)
-    assert (answer.status, answer.json["meta"]) == (200, {"remainingQuota": 0})
+    response = account.post([{}], **LENIENT)
+    assert (response.status, response.json["meta"]) == (200, {"remainingQuota": 0})
 
 
 def test_a_batch_without_a_valid_event_needs_a_valid_key(account: Account, connection: Connection) -> None:
     account.post([{}], **LENIENT, Idempotency_Key="a")
     account.post(EVENT, Idempotency_Key="a")
-    assert_refused(account.post([{}], **LENIENT, Idempotency_Key="a"), 422, "Idempotency-Key reused")
+    assert_rejected(account.post([{}], **LENIENT, Idempotency_Key="a"), 422, "Idempotency-Key reused")
     revoke_key(connection, list_keys(connection, account.org_id)[0]["id"])
-    for _ in range(4):  # whichever worker answers
-        assert_refused(account.post([{}], **LENIENT), 401, "Unauthorized")
+    for _ in range(4):  # whichever worker responds
+        assert_rejected(account.post([{}], **LENIENT), 401, "Unauthorized")
 
 
 def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=100)
-    answers = at_once(24, lambda _: account.post([EVENT] * 7 + [{}], **LENIENT))
-    assert sorted(answer.status for answer in answers) == [200] * 14 + [429] * 10
+    responses = at_once(24, lambda _: account.post([EVENT] * 7 + [{}], **LENIENT))
+    assert sorted(response.status for response in responses) == [200] * 14 + [429] * 10
     assert account.count() == account.used() == 98
 
 
-def test_what_is_no_batch_is_refused_as_without(account: Account) -> None:
+def test_what_is_no_batch_is_rejected_as_without(account: Account) -> None:
     bodies: list[object] = [[], {"events": []}, {"type": "custom"}, [EVENT] * 10_001, {"events": {}}]
     for body in bodies:
-        assert_refused(account.post(body, **LENIENT), 400, "Validation failed", account)
+        assert_rejected(account.post(body, **LENIENT), 400, "Validation failed", account)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_what_is_no_batch_is_refused_as_without(account: Account) -> None:
     ],
 )
 def test_the_header_is_read_as_rfc_7240_says(account: Account, preference: str, applied: bool) -> None:
-    answer = account.post([EVENT, {}], Prefer=preference)
-    assert answer.status == (200 if applied else 400)
+    response = account.post([EVENT, {}], Prefer=preference)
+    assert response.status == (200 if applied else 400)
     assert account.count() == applied
 
 
@@ -135,8 +135,8 @@ def test_a_retry_of_a_partial_batch_is_answered_the_same(new_account: Callable[.
 
 def test_16_identical_partial_batches_at_once_store_once(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=20)
-    answers = at_once(16, lambda _: account.post([EVENT, {}] * 15, **LENIENT, Idempotency_Key="a"))
-    assert len({(answer.status, answer.body) for answer in answers}) == 1
+    responses = at_once(16, lambda _: account.post([EVENT, {}] * 15, **LENIENT, Idempotency_Key="a"))
+    assert len({(response.status, response.body) for response in responses}) == 1
     assert account.count() == account.used() == 15
 
 
@@ -145,5 +145,5 @@ def test_the_cost_of_a_large_partial_batch_grows_with_its_size_alone(new_account
     events: list[object] = [{}, *[{**EVENT, "metadata": {"text": "x" * 900}}] * 9_999]
     for _ in range(24):  # on each connection often enough for PostgreSQL's generic plan, which once took 4 s
         assert account.post({"events": events[:3]}, **LENIENT).status == 200
-    statuses = [answer.status for answer in at_once(6, lambda _: account.post({"events": events}, **LENIENT))]
+    statuses = [response.status for response in at_once(6, lambda _: account.post({"events": events}, **LENIENT))]
     assert statuses == [200] * 6

@@ -20,7 +20,7 @@ import pytest
 from dev import postgres
 from dev.bodies import MAX_VALUES, WORST
 from dev.service import EVENT, PATH, ROOT, Service, at_once, high_water_mark, set_up, wait_for
-from tests.support import Account, LockedUsageRow, assert_refused, latencies
+from tests.support import Account, LockedUsageRow, assert_rejected, latencies
 
 BACKENDS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'igris-ingest' AND datname = current_database()"
 
@@ -33,8 +33,8 @@ def test_a_body_may_have_so_many_values(account: Account) -> None:
         return b'{"type":"custom","toolName":"x","metadata":{"a":[%s]}}' % b",".join([b"0"] * (values - 4))
 
     assert account.post(body(MAX_VALUES)).status == 200
-    refused = assert_refused(account.post(body(MAX_VALUES + 1)), 413, "Payload too large")
-    assert refused["details"][0]["message"] == "The body must have at most 500000 JSON values: split the batch"
+    rejected = assert_rejected(account.post(body(MAX_VALUES + 1)), 413, "Payload too large")
+    assert rejected["details"][0]["message"] == "The body must have at most 500000 JSON values: split the batch"
     assert account.count() == 1
 
 
@@ -46,9 +46,9 @@ def test_the_limit_is_a_setting_and_counts_no_strings(
         event = {**EVENT, "metadata": {text * 20: text * 20}}
         assert account.post([event, event]).status == 200
     event = {**EVENT, "metadata": {"a": ["\\", [], {}, "", "\\\\"] * 3}}
-    assert_refused(account.post(event), 413, "Payload too large")
+    assert_rejected(account.post(event), 413, "Payload too large")
     compressed = account.post(gzip.compress(json.dumps(event).encode()), Content_Encoding="gzip")
-    assert_refused(compressed, 413, "Payload too large")
+    assert_rejected(compressed, 413, "Payload too large")
     assert account.count() == 8
 
 
@@ -59,10 +59,10 @@ def test_the_values_of_each_line_are_counted_by_themselves(
     account = new_account(service=start_service(MAX_BODY_VALUES=20, MAX_BATCH_EVENTS=10, WEB_CONCURRENCY=1))
     event = json.dumps({**EVENT, "metadata": {"a": [0] * 20}}).encode()
     for faulty in (b'"', b'{"', b'"\\"'):
-        answer = account.post(faulty + b"\n" + event, Content_Type="application/x-ndjson", **headers)
-        assert_refused(answer, 413, "Payload too large", account)
+        response = account.post(faulty + b"\n" + event, Content_Type="application/x-ndjson", **headers)
+        assert_rejected(response, 413, "Payload too large", account)
     too_many = account.post(b"{}\n" * 30, Content_Type="application/x-ndjson", **headers)
-    assert_refused(too_many, 413, "Payload too large", account)
+    assert_rejected(too_many, 413, "Payload too large", account)
     few = b"\n".join([b'"', json.dumps(EVENT).encode(), b" "] * 3)
     assert account.post(few, Content_Type="application/x-ndjson", **headers).status == (200 if headers else 400)
 
@@ -93,33 +93,33 @@ def test_a_body_for_which_postgresql_has_too_little_memory_is_not_to_be_sent_aga
 ) -> None:
     with postgres.temporary(memory_limit=300 * 2**20) as server:
         account = Account(start_service(server.url), "acme", set_up(server.url, "acme", None))
-        body = assert_refused(account.post(WORST['objects, `{"a":0}`']().encode()), 413, "Payload too large", account)
+        body = assert_rejected(account.post(WORST['objects, `{"a":0}`']().encode()), 413, "Payload too large", account)
         assert "split the batch" in body["details"][0]["message"]
         assert account.post(EVENT).status == 200
         account.service.stop()
 
 
-def test_events_past_the_limit_are_judged_only_until_a_thousand_problems_are_told(account: Account) -> None:
-    details = assert_refused(account.post([{}] * 20_000), 400, "Validation failed", account)["details"]
+def test_events_past_the_limit_are_validated_only_until_a_thousand_problems_are_told(account: Account) -> None:
+    details = assert_rejected(account.post([{}] * 20_000), 400, "Validation failed", account)["details"]
     assert details[0]["message"] == "Array must contain at most 10000 element(s)"
     assert details[-1] == {"field": "", "message": "and 19001 more"}  # of the first 10,000 events
-    answer = account.post([EVENT] * 10_000 + [{}] * 10_000)
-    details = assert_refused(answer, 400, "Validation failed", account)["details"]
+    response = account.post([EVENT] * 10_000 + [{}] * 10_000)
+    details = assert_rejected(response, 400, "Validation failed", account)["details"]
     assert details[1] == {"field": "10000.type", "message": "Required"}
     assert len(details) == 1001
 
 
 def test_a_message_repeats_no_more_than_a_thousand_characters(account: Account) -> None:
-    answer = account.post({"type": "x" * 1_000_000, "toolName": "x"})
-    [detail] = assert_refused(answer, 400, "Validation failed", account)["details"]
+    response = account.post({"type": "x" * 1_000_000, "toolName": "x"})
+    [detail] = assert_rejected(response, 400, "Validation failed", account)["details"]
     assert detail["message"].endswith(f"received '{'x' * 1000}...'")
 
 
-def test_keys_that_would_become_one_are_refused(account: Account) -> None:
+def test_keys_that_would_become_one_are_rejected(account: Account) -> None:
     for keys in ((r"a\u0000", r"a\ufffd"), (r"a\u0000", r"a\ud800"), (r"a\udfffb", "a\ufffdb")):
         first, second = keys
         body = f'{{"type": "custom", "toolName": "x", "metadata": {{"b": [{{"{first}": 1, "{second}": 2}}]}}}}'
-        [detail] = assert_refused(account.post(body.encode()), 400, "Invalid JSON", account)["details"]
+        [detail] = assert_rejected(account.post(body.encode()), 400, "Invalid JSON", account)["details"]
         assert "Two keys of an object differ only in characters that can't be stored" in detail["message"]
     metadata = rb'{"a\u0000": 1, "a\u0000": 2, "\ud83d\ude00": 3, "\\u0000": 4}'
     assert account.post(b'{"type": "custom", "toolName": "x", "metadata": %s}' % metadata).status == 200
@@ -136,10 +136,10 @@ def test_a_body_full_of_places_to_mend_is_stored(account: Account) -> None:
 
 def test_the_lines_of_ndjson_have_the_limit_of_exponents_together(account: Account) -> None:
     line = f'{{"type": "custom", "toolName": "x", "metadata": {{"a": [{",".join(["1e16000"] * 60)}]}}}}{" " * 15_000}'
-    assert_refused(account.post(f"[{','.join([line] * 20)}]".encode()), 400, "Invalid JSON", account)
+    assert_rejected(account.post(f"[{','.join([line] * 20)}]".encode()), 400, "Invalid JSON", account)
     lines = "\n".join([line] * 20).encode()
-    refused = account.post(lines, Content_Type="application/x-ndjson")
-    [first, *_] = assert_refused(refused, 400, "Validation failed", account)["details"]
+    rejected = account.post(lines, Content_Type="application/x-ndjson")
+    [first, *_] = assert_rejected(rejected, 400, "Validation failed", account)["details"]
     assert first == {
         "field": "17",
         "message": "Invalid JSON: The numbers have too many digits (in line 18 of the body)",
@@ -177,7 +177,7 @@ def test_an_organization_that_waits_for_a_lock_leaves_threads_to_others(
     assert of_the_other[100] < 0.2
     assert of_the_other[-1] < 2
     assert set(statuses) <= {200, 503}
-    assert {answer.status for answer in at_once(8, lambda _: stuck.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: stuck.post(EVENT))} == {200}
     assert stuck.count() == stuck.used()
 
 
@@ -225,14 +225,17 @@ def test_a_flush_that_takes_longer_costs_an_organization_few_requests(
 
 def test_requests_that_are_sent_ahead_are_answered_in_turn(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=1)
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client, client.makefile("rb") as answers:
+    with (
+        socket.create_connection(("127.0.0.1", service.port), timeout=10) as client,
+        client.makefile("rb") as responses,
+    ):
         request = "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: {}\r\n\r\n"
         client.sendall("".join(request.format(number) for number in range(500)).encode())
         for number in range(500):
-            head = b"".join(iter(answers.readline, b"\r\n"))
+            head = b"".join(iter(responses.readline, b"\r\n"))
             assert head.startswith(b"HTTP/1.1 200 ")
             assert b"X-Request-Id: %d\r\n" % number in head
-            assert json.loads(answers.readline())["status"] == "ok"
+            assert json.loads(responses.readline())["status"] == "ok"
 
 
 def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
@@ -260,7 +263,7 @@ def test_more_connections_than_files_end_no_worker(start_service: Callable[..., 
         (PATH, "Authorization: Bearer {key}\r\nContent-Type: text/plain\r\n", 415),
     ],
 )
-def test_a_refused_request_with_a_badly_framed_body_gets_one_answer(
+def test_a_rejected_request_with_a_badly_framed_body_gets_one_answer(
     account: Account, path: str, headers: str, status: int
 ) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers.format(key=account.key)}Transfer-Encoding: chunked\r\n\r\n"
@@ -289,7 +292,7 @@ def test_a_log_that_nobody_reads_loses_lines_and_not_the_service(
         start_new_session=True,
     )
     try:
-        wait_for(service.answers)
+        wait_for(service.responses)
         account = new_account(service=service)
         for _ in range(600):
             assert account.post([{}]).status == 400

@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from dev.service import EVENT, PATH, ROOT, WEB, Service, at_once, wait_for
 from logs import LossyOutput
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 
 def access_lines(service: Service, count: int) -> list[dict[str, object]]:
-    """The lines about events, as soon as there are so many: an answer comes before its line is read."""
+    """The lines about events, as soon as there are so many: a response comes before its line is read."""
 
     def lines() -> list[dict[str, object]]:
         parsed = [json.loads(line) for line in service.output().splitlines() if line.startswith("{")]
@@ -35,7 +35,7 @@ def test_a_request_is_a_line_of_json(
     account.post(body, X_Request_Id="abc", Prefer="handling=lenient")
     account.service.post(EVENT, "ig_" + "x" * 40)
     account.service.get(PATH)
-    [stored, refused, not_allowed] = access_lines(account.service, 3)
+    [stored, rejected, not_allowed] = access_lines(account.service, 3)
     assert (not_allowed["status"], not_allowed["error"]) == (405, "Method not allowed")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", str(stored.pop("time")))
     assert 0 < float(str(stored.pop("ms"))) < 30_000
@@ -53,7 +53,7 @@ def test_a_request_is_a_line_of_json(
         "rejected": 1,
         "lostLines": 0,
     }
-    assert (refused["status"], refused["error"], refused["organization"]) == (401, "Unauthorized", None)
+    assert (rejected["status"], rejected["error"], rejected["organization"]) == (401, "Unauthorized", None)
 
 
 def test_the_settings_in_force_are_logged_without_the_secret_one(
@@ -115,7 +115,7 @@ def test_metrics_count_the_requests_of_all_workers(
         listener.settimeout(15)
 
         def receive() -> None:
-            # gunicorn sends the gauge when it has started all workers: the first may have answered by then
+            # gunicorn sends the gauge when it has started all workers: the first may have responded by then
             while received["igris.gunicorn.request.status.401"] < 60 or not received["igris.gunicorn.workers"]:
                 name, _, rest = listener.recv(10_000).decode().partition(":")
                 value, kind = rest.split("|")[:2]
@@ -170,6 +170,6 @@ def fail(environ: dict[str, str], start_response: Callable[..., object]) -> list
 
 def test_a_defect_outside_flask_is_answered_and_traced(start_service: Callable[..., Service]) -> None:
     service = start_service(application="tests.test_logs:fail")
-    assert_refused(service.post(EVENT, "ig_secret"), 500, "Internal server error")
+    assert_rejected(service.post(EVENT, "ig_secret"), 500, "Internal server error")
     assert "in fail" in service.output()
     assert "ig_secret" not in service.output()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dev.service import EVENT
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 NDJSON = {"Content_Type": "application/x-ndjson"}
 LINE = json.dumps(EVENT).encode()
@@ -24,8 +24,8 @@ def test_a_line_is_an_event(account: Account, media_type: str, body: bytes) -> N
 
 def test_lines_are_stored_in_their_order_with_every_digit(account: Account) -> None:
     line = '{"type": "custom", "toolName": "%d", "metadata": {"n": 12345678901234567890.123456789, "c": "\\u0000"}}\n'
-    answer = account.post("".join(line % number for number in range(500)).encode(), **NDJSON)
-    assert answer.json["data"] == {"ingested": 500, "rejected": 0}
+    response = account.post("".join(line % number for number in range(500)).encode(), **NDJSON)
+    assert response.json["data"] == {"ingested": 500, "rejected": 0}
     rows = account.rows("tool_name, metadata ->> 'n', metadata ->> 'c'")
     assert rows == [(str(number), "12345678901234567890.123456789", "\ufffd") for number in range(500)]
 
@@ -54,29 +54,29 @@ def test_lines_are_stored_in_their_order_with_every_digit(account: Account) -> N
     ],
 )  # fmt: skip
 def test_a_faulty_line_is_a_faulty_event(account: Account, body: bytes, details: Any) -> None:
-    told = assert_refused(account.post(body, **NDJSON), 400, "Validation failed", account)["details"]
+    told = assert_rejected(account.post(body, **NDJSON), 400, "Validation failed", account)["details"]
     assert details is None or [(detail["field"], detail["message"]) for detail in told] == details
 
 
 def test_lenient_stores_the_lines_that_are_events(account: Account) -> None:
     body = b"oops\n" + LINE + b'\n{"type": "custom"}\n' + LINE
-    answer = account.post(body, Prefer="handling=lenient", **NDJSON)
-    assert answer.json["data"] == {"ingested": 2, "rejected": 2}
-    assert [detail["field"] for detail in answer.json["details"]] == ["0", "2.toolName"]
+    response = account.post(body, Prefer="handling=lenient", **NDJSON)
+    assert response.json["data"] == {"ingested": 2, "rejected": 2}
+    assert [detail["field"] for detail in response.json["details"]] == ["0", "2.toolName"]
     assert account.count() == account.used() == 2
 
 
 def test_gzip_and_idempotency_keys_are_as_for_json(account: Account) -> None:
     body = gzip.compress(LINE + b"\n" + LINE)
     for replayed in (None, "true"):
-        answer = account.post(body, Idempotency_Key="a", Content_Encoding="gzip", **NDJSON)
-        assert answer.json["data"] == {"ingested": 2, "rejected": 0}
-        assert answer.headers.get("Idempotency-Replayed") == replayed
-    assert_refused(account.post(LINE, Idempotency_Key="a", **NDJSON), 422, "Idempotency-Key reused")
+        response = account.post(body, Idempotency_Key="a", Content_Encoding="gzip", **NDJSON)
+        assert response.json["data"] == {"ingested": 2, "rejected": 0}
+        assert response.headers.get("Idempotency-Replayed") == replayed
+    assert_rejected(account.post(LINE, Idempotency_Key="a", **NDJSON), 422, "Idempotency-Key reused")
     assert account.count() == 2
 
 
 def test_a_line_with_too_many_digits_keeps_no_other_out(account: Account) -> None:
     lines = [b'{"type": "custom", "toolName": "x", "metadata": {"a": %s}}' % number for number in (b"1e99999", b"1e5")]
-    answer = account.post(b"\n".join(lines), **NDJSON, Prefer="handling=lenient")
-    assert answer.json["data"] == {"ingested": 1, "rejected": 1}
+    response = account.post(b"\n".join(lines), **NDJSON, Prefer="handling=lenient")
+    assert response.json["data"] == {"ingested": 1, "rejected": 1}

@@ -27,9 +27,9 @@ from psycopg.conninfo import make_conninfo
 from database import LOCK_TIMEOUT, RESPONSE_TIMEOUT, STATEMENT_TIMEOUT
 from database_errors import Unavailable
 from dev import postgres
-from dev.service import EVENT, PATH, Answer, Service, at_once, set_up, wait_for
+from dev.service import EVENT, PATH, Response, Service, at_once, set_up, wait_for
 from storage import Storage
-from tests.support import Account, LockedUsageRow, assert_refused, command, receive, waiting_for_locks
+from tests.support import Account, LockedUsageRow, assert_rejected, command, receive, waiting_for_locks
 
 
 @pytest.fixture
@@ -47,19 +47,19 @@ def own_account(own_server: postgres.Server, start_service: Callable[..., Servic
     return Account(start_service(url, THREADS=8), "acme", key)
 
 
-def assert_unavailable(answer: Answer) -> None:
-    assert_refused(answer, 503, "Service unavailable")
-    assert 1 <= int(answer.headers["Retry-After"]) <= 5
+def assert_unavailable(response: Response) -> None:
+    assert_rejected(response, 503, "Service unavailable")
+    assert 1 <= int(response.headers["Retry-After"]) <= 5
 
 
 @pytest.mark.measures
 def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, own_account: Account) -> None:
-    assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     own_server.stop()
     for _ in range(3):
         began = time.monotonic()
-        for answer in at_once(8, lambda _: own_account.post(EVENT)):
-            assert_unavailable(answer)
+        for response in at_once(8, lambda _: own_account.post(EVENT)):
+            assert_unavailable(response)
         assert time.monotonic() - began < 4
     assert own_account.service.get("/healthz").status == 200
     ready = own_account.service.get("/readyz")
@@ -70,16 +70,16 @@ def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, 
     began = time.monotonic()
     wait_for(lambda: own_account.post(EVENT).status == 200)
     assert time.monotonic() - began < 2
-    assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 17
     assert "PostgreSQL is back" in own_account.service.output()
 
 
 def test_a_restart_between_requests_is_not_noticed(own_server: postgres.Server, own_account: Account) -> None:
-    assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     own_server.stop()
     own_server.start()
-    assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 16
 
 
@@ -106,12 +106,12 @@ def test_it_starts_without_the_database(
     wait_for(lambda: service.post(EVENT, own_account.key).status == 200, seconds=2)
 
 
-def test_a_refusal_shows_that_postgresql_is_back(own_server: postgres.Server, own_account: Account) -> None:
+def test_a_rejection_shows_that_postgresql_is_back(own_server: postgres.Server, own_account: Account) -> None:
     own_account.execute("UPDATE organizations SET monthly_quota = 0")
     at_once(16, lambda _: own_account.post(EVENT))  # so that each worker knows the key
     own_server.crash()
-    for answer in at_once(8, lambda _: own_account.post(EVENT)):
-        assert_unavailable(answer)
+    for response in at_once(8, lambda _: own_account.post(EVENT)):
+        assert_unavailable(response)
     own_server.start()
     wait_for(lambda: own_account.post(EVENT).status == 429 and "PostgreSQL is back" in own_account.service.output())
 
@@ -145,11 +145,11 @@ def test_requests_that_wait_when_the_database_restarts_are_told_so(
 def test_a_lock_that_is_never_released_pins_no_thread(own_account: Account) -> None:
     with LockedUsageRow(own_account):
         began = time.monotonic()
-        for answer in at_once(4, lambda _: own_account.post(EVENT)):
-            assert_unavailable(answer)
+        for response in at_once(4, lambda _: own_account.post(EVENT)):
+            assert_unavailable(response)
         assert LOCK_TIMEOUT <= time.monotonic() - began < STATEMENT_TIMEOUT + 1
     assert "lock timeout" in own_account.service.output()
-    assert {answer.status for answer in at_once(4, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(4, lambda _: own_account.post(EVENT))} == {200}
 
 
 def test_more_requests_than_connections_are_all_stored(own_account: Account) -> None:
@@ -170,15 +170,15 @@ def test_more_requests_than_connections_are_all_stored(own_account: Account) -> 
 
 @pytest.mark.measures
 def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_account: Account) -> None:
-    assert {answer.status for answer in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
     postmaster = psutil.Process(own_server.pid)
     processes = [postmaster, *postmaster.children()]
     for process in processes:
         process.suspend()
     try:
         began = time.monotonic()
-        for answer in at_once(4, lambda _: own_account.post(EVENT)):
-            assert_unavailable(answer)
+        for response in at_once(4, lambda _: own_account.post(EVENT)):
+            assert_unavailable(response)
         assert time.monotonic() - began < RESPONSE_TIMEOUT + 2
         began = time.monotonic()  # from now on one request at a time tries
         with ThreadPoolExecutor(1) as pool:
@@ -294,7 +294,7 @@ def test_a_second_ctrl_c_cuts_no_request(own_account: Account) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_and_answers_what_is_in_flight(own_account: Account, number: signal.Signals) -> None:
+def test_a_stop_finishes_and_responds_what_is_in_flight(own_account: Account, number: signal.Signals) -> None:
     with ThreadPoolExecutor(8) as pool:
         with LockedUsageRow(own_account):
             waiting = [pool.submit(own_account.post, EVENT) for _ in range(8)]
@@ -306,7 +306,7 @@ def test_a_stop_finishes_and_answers_what_is_in_flight(own_account: Account, num
     assert own_account.count() == own_account.used() == 9
 
 
-def test_a_stop_answers_what_waits_for_a_thread(start_service: Callable[..., Service]) -> None:
+def test_a_stop_responds_what_waits_for_a_thread(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=1)
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with contextlib.ExitStack() as stack:
@@ -325,7 +325,7 @@ def test_a_stop_answers_what_waits_for_a_thread(start_service: Callable[..., Ser
     assert service.process.wait(timeout=10) == 0
 
 
-def test_a_worker_that_ends_answers_on_the_connections_it_kept(own_account: Account) -> None:
+def test_a_worker_that_ends_responds_on_the_connections_it_kept(own_account: Account) -> None:
     process = own_account.service.process
     address = ("127.0.0.1", own_account.service.port)
     with socket.create_connection(address, timeout=10) as client, socket.create_connection(address, timeout=10) as idle:
@@ -352,7 +352,7 @@ def test_kills_under_load_lose_nothing_and_double_nothing(
     seconds = float(os.environ.get("CRASH_SECONDS", "8"))
     service = own_account.service
     acknowledged: list[str] = []
-    answers: Counter[int | str] = Counter()
+    responses: Counter[int | str] = Counter()
     slowest = 0.0
     over = threading.Event()
 
@@ -368,7 +368,7 @@ def test_kills_under_load_lose_nothing_and_double_nothing(
                 except urllib3.exceptions.HTTPError:
                     status = "broken connection"
                 slowest = max(slowest, time.monotonic() - began)
-                answers[status] += 1
+                responses[status] += 1
                 if status == 200:
                     break
                 over.wait(pause.uniform(0.01, 0.1))
@@ -409,11 +409,11 @@ def test_kills_under_load_lose_nothing_and_double_nothing(
     with capsys.disabled():
         print(
             f"\nkilled: {dict(kills)}; acknowledged: {len(acknowledged)}, lost: {len(lost)}, doubled: {len(doubled)}; "
-            f"answers: {dict(answers)}; slowest: {slowest:.1f} s; first answer after PostgreSQL: {recovery:.2f} s"
+            f"responses: {dict(responses)}; slowest: {slowest:.1f} s; first response after PostgreSQL: {recovery:.2f} s"
         )
     assert not lost
     assert not doubled
     assert len(stored) == len(acknowledged) == own_account.used()
-    assert set(answers) <= {200, 503, "broken connection"}
+    assert set(responses) <= {200, 503, "broken connection"}
     assert slowest < RESPONSE_TIMEOUT
     assert recovery < 2

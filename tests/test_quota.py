@@ -8,45 +8,45 @@ import storage
 from commands.quota import set_quota
 from database import LOCK_TIMEOUT, Connection, TimeoutConnection
 from dev.service import EVENT, at_once
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 
-def test_what_does_not_fit_is_refused_whole(new_account: Callable[..., Account]) -> None:
+def test_what_does_not_fit_is_rejected_whole(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=12)
-    body = assert_refused(account.post([EVENT] * 13), 429, "Quota exceeded", account)
+    body = assert_rejected(account.post([EVENT] * 13), 429, "Quota exceeded", account)
     assert body["meta"]["remainingQuota"] == 12
-    answer = account.post([EVENT] * 12)
-    assert (answer.status, answer.json["meta"]) == (200, {"remainingQuota": 0})
-    answer = account.post(EVENT)
+    response = account.post([EVENT] * 12)
+    assert (response.status, response.json["meta"]) == (200, {"remainingQuota": 0})
+    response = account.post(EVENT)
     [[resets_at]] = account.execute("""
         SELECT to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '1 month', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
     """)
-    assert assert_refused(answer, 429, "Quota exceeded")["meta"] == {"remainingQuota": 0, "quotaResetsAt": resets_at}
-    assert "Retry-After" not in answer.headers
+    assert assert_rejected(response, 429, "Quota exceeded")["meta"] == {"remainingQuota": 0, "quotaResetsAt": resets_at}
+    assert "Retry-After" not in response.headers
     assert account.count() == account.used() == 12
 
 
 def test_a_quota_of_nothing_stores_nothing(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=0)
-    assert_refused(account.post(EVENT), 429, "Quota exceeded", account)
+    assert_rejected(account.post(EVENT), 429, "Quota exceeded", account)
 
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[..., Account], size: int) -> None:
     account = new_account(quota=100)
-    answers = [
-        answer
-        for answers in at_once(24, lambda _: [account.post([EVENT] * size) for _ in range(6)])
-        for answer in answers
+    responses = [
+        response
+        for responses in at_once(24, lambda _: [account.post([EVENT] * size) for _ in range(6)])
+        for response in responses
     ]
-    stored = [answer for answer in answers if answer.status == 200]
-    refused = [answer for answer in answers if answer.status == 429]
-    assert len(stored) + len(refused) == 24 * 6
+    stored = [response for response in responses if response.status == 200]
+    rejected = [response for response in responses if response.status == 429]
+    assert len(stored) + len(rejected) == 24 * 6
     assert len(stored) == 100 // size
     assert account.count() == account.used() == len(stored) * size
-    remaining = sorted(answer.json["meta"]["remainingQuota"] for answer in stored)
+    remaining = sorted(response.json["meta"]["remainingQuota"] for response in stored)
     assert remaining == [100 - size * n for n in range(len(stored), 0, -1)]
-    assert {answer.json["meta"]["remainingQuota"] for answer in refused} <= {100 % size}
+    assert {response.json["meta"]["remainingQuota"] for response in rejected} <= {100 % size}
 
 
 def test_a_changed_quota_counts_from_the_next_request_on(
@@ -57,7 +57,7 @@ def test_a_changed_quota_counts_from_the_next_request_on(
     set_quota(connection, account.org_id, 8)
     assert account.post([EVENT] * 2).json["meta"] == {"remainingQuota": 1}
     set_quota(connection, account.org_id, 3)
-    assert assert_refused(account.post(EVENT), 429, "Quota exceeded")["meta"]["remainingQuota"] == 0
+    assert assert_rejected(account.post(EVENT), 429, "Quota exceeded")["meta"]["remainingQuota"] == 0
     assert account.count() == account.used() == 7
 
 
@@ -67,8 +67,8 @@ def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
     account = new_account(quota=None)
     at_once(8, lambda _: account.post([EVENT] * 5))
     set_quota(connection, account.org_id, 43)
-    assert assert_refused(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"]["remainingQuota"] == 3
-    statuses = [answer.status for answer in at_once(8, lambda _: account.post(EVENT))]
+    assert assert_rejected(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"]["remainingQuota"] == 3
+    statuses = [response.status for response in at_once(8, lambda _: account.post(EVENT))]
     assert sorted(statuses) == [200] * 3 + [429] * 5
     assert account.count() == account.used() == 43
 
@@ -95,5 +95,5 @@ def test_requests_of_an_unlimited_organization_do_not_wait_for_each_other(
     # holds what a request holds before its commit
     with TimeoutConnection.open(database_url, LOCK_TIMEOUT) as blocker, blocker.transaction():
         storage.call_store_events(blocker, account.org_id, None, batch, None)
-        assert [answer.status for answer in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
+        assert [response.status for response in at_once(8, lambda _: account.post(EVENT))] == [200] * 8
     assert account.count() == account.used() == 9

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a retried request stores nothing twice, and is answered as it was."""
+"""Idempotency-Key: a retried request stores nothing twice, and is responded as it was."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ import pytest
 from commands.keys import list_keys, revoke_key
 from commands.quota import set_quota
 from database import Connection
-from dev.service import EVENT, Answer, at_once, wait_for
-from tests.support import Account, assert_refused, waiting_for_locks
+from dev.service import EVENT, Response, at_once, wait_for
+from tests.support import Account, assert_rejected, waiting_for_locks
 
 
-def is_replayed(answer: Answer) -> bool:
-    return answer.headers.get("Idempotency-Replayed") == "true"
+def is_replayed(response: Response) -> bool:
+    return response.headers.get("Idempotency-Replayed") == "true"
 
 
 def test_a_retry_is_answered_the_same_and_stores_nothing(account: Account) -> None:
@@ -31,10 +31,10 @@ def test_a_retry_is_answered_the_same_and_stores_nothing(account: Account) -> No
 @pytest.mark.parametrize("quota", [None, 50_000, 1])
 def test_16_identical_requests_at_once_store_once(new_account: Callable[..., Account], quota: int | None) -> None:
     account = new_account(quota=quota)
-    answers = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))
-    assert {answer.status for answer in answers} == {200}
-    assert len({answer.body for answer in answers}) == 1
-    assert sum(map(is_replayed, answers)) == 15
+    responses = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))
+    assert {response.status for response in responses} == {200}
+    assert len({response.body for response in responses}) == 1
+    assert sum(map(is_replayed, responses)) == 15
     assert account.count() == account.used() == 1
 
 
@@ -55,28 +55,28 @@ def test_a_retry_is_answered_the_same_though_the_first_request_has_just_used_up_
     assert account.count() == account.used() == 1
 
 
-def test_another_body_under_the_key_is_refused(account: Account) -> None:
+def test_another_body_under_the_key_is_rejected(account: Account) -> None:
     account.post(EVENT, Idempotency_Key="a")
     for body in ([EVENT], {**EVENT, "action": "deny"}, json.dumps(EVENT).encode() + b" "):
-        assert_refused(account.post(body, Idempotency_Key="a"), 422, "Idempotency-Key reused")
+        assert_rejected(account.post(body, Idempotency_Key="a"), 422, "Idempotency-Key reused")
     assert account.count() == account.used() == 1
 
 
 def test_of_two_bodies_at_once_under_a_key_one_is_stored(account: Account) -> None:
     bodies = [[EVENT], [EVENT, EVENT]] * 8
-    answers = at_once(16, lambda i: account.post(bodies[i], Idempotency_Key="race"))
-    assert sorted(answer.status for answer in answers) == [200] * 8 + [422] * 8
+    responses = at_once(16, lambda i: account.post(bodies[i], Idempotency_Key="race"))
+    assert sorted(response.status for response in responses) == [200] * 8 + [422] * 8
     assert (
         account.count()
         == account.used()
-        == next(answer.json["data"]["ingested"] for answer in answers if answer.status == 200)
+        == next(response.json["data"]["ingested"] for response in responses if response.status == 200)
     )
 
 
 def test_a_key_belongs_to_an_organization(new_account: Callable[..., Account]) -> None:
     for account in (new_account(), new_account()):
-        answer = account.post(EVENT, Idempotency_Key="shared")
-        assert (answer.status, is_replayed(answer), account.count()) == (200, False, 1)
+        response = account.post(EVENT, Idempotency_Key="shared")
+        assert (response.status, is_replayed(response), account.count()) == (200, False, 1)
 
 
 def test_quotes_are_not_part_of_the_key(account: Account) -> None:
@@ -85,8 +85,8 @@ def test_quotes_are_not_part_of_the_key(account: Account) -> None:
 
 
 @pytest.mark.parametrize("key", ["", '""', '"open', "x" * 256, "é", "a\tb"])
-def test_a_malformed_key_is_refused(account: Account, key: str) -> None:
-    body = assert_refused(account.post(EVENT, Idempotency_Key=key), 400, "Validation failed", account)
+def test_a_malformed_key_is_rejected(account: Account, key: str) -> None:
+    body = assert_rejected(account.post(EVENT, Idempotency_Key=key), 400, "Validation failed", account)
     assert body["details"][0]["field"] == "Idempotency-Key"
 
 
@@ -97,13 +97,13 @@ def test_any_printable_key_works(account: Account, key: str) -> None:
     assert account.count() == 1
 
 
-def test_refusals_are_not_kept(new_account: Callable[..., Account], connection: Connection) -> None:
+def test_rejections_are_not_kept(new_account: Callable[..., Account], connection: Connection) -> None:
     account = new_account(quota=1)
-    assert_refused(account.post({}, Idempotency_Key="a"), 400, "Validation failed", account)
-    assert_refused(account.post([EVENT] * 2, Idempotency_Key="a"), 429, "Quota exceeded", account)
+    assert_rejected(account.post({}, Idempotency_Key="a"), 400, "Validation failed", account)
+    assert_rejected(account.post([EVENT] * 2, Idempotency_Key="a"), 429, "Quota exceeded", account)
     set_quota(connection, account.org_id, 2)
-    answer = account.post([EVENT] * 2, Idempotency_Key="a")
-    assert (answer.status, is_replayed(answer)) == (200, False)
+    response = account.post([EVENT] * 2, Idempotency_Key="a")
+    assert (response.status, is_replayed(response)) == (200, False)
 
 
 def test_a_retry_is_answered_when_the_quota_is_used_up(new_account: Callable[..., Account]) -> None:
@@ -120,12 +120,12 @@ def test_a_key_is_forgotten_when_its_days_are_over(account: Account) -> None:
     )
     assert days
     account.execute("UPDATE idempotency_keys SET expires_at = now() WHERE org_id = %s", account.org_id)
-    answers = [account.post({**EVENT, "action": "deny"}, Idempotency_Key="old") for _ in range(2)]
-    assert [is_replayed(answer) for answer in answers] == [False, True]
+    responses = [account.post({**EVENT, "action": "deny"}, Idempotency_Key="old") for _ in range(2)]
+    assert [is_replayed(response) for response in responses] == [False, True]
     assert account.count() == account.used() == 2
 
 
 def test_a_revoked_key_replays_nothing(account: Account, connection: Connection) -> None:
     account.post(EVENT, Idempotency_Key="a")
     revoke_key(connection, list_keys(connection, account.org_id)[0]["id"])
-    assert_refused(account.post(EVENT, Idempotency_Key="a"), 401, "Unauthorized")
+    assert_rejected(account.post(EVENT, Idempotency_Key="a"), 401, "Unauthorized")

@@ -6,7 +6,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from dev.service import EVENT, TOO_LARGE_A_NUMBER, Service, at_once, set_up
-from tests.support import Account, assert_refused, command
+from tests.support import Account, assert_rejected, command
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_defaults_of_the_database_change_nothing(account: Account, isolation: st
     ):
         set_default(account, setting)
     event = {**EVENT, "timestamp": f"2026-03-19T10:00:00.{'1' * 100}Z"}
-    assert {answer.status for answer in at_once(16, lambda _: account.post(event))} == {200}
-    assert {answer.status for answer in at_once(8, lambda _: account.post(event, Idempotency_Key="a"))} == {200}
+    assert {response.status for response in at_once(16, lambda _: account.post(event))} == {200}
+    assert {response.status for response in at_once(8, lambda _: account.post(event, Idempotency_Key="a"))} == {200}
     assert account.count() == account.used() == 17
     assert {str(row[0]) for row in account.rows('"timestamp"')} == {"2026-03-19 10:00:00.111111+00:00"}
     url = account.service.database_url
@@ -59,7 +59,7 @@ def test_a_read_only_database_is_not_ready(account: Account, start_service: Call
     set_default(account, "default_transaction_read_only = on")
     service = start_service(account.service.database_url)
     assert service.get("/readyz").json == {"status": "unavailable", "reason": "the database is read-only"}
-    assert_refused(service.post(EVENT, account.key), 503, "Service unavailable")
+    assert_rejected(service.post(EVENT, account.key), 503, "Service unavailable")
 
 
 def test_a_role_that_can_not_store_is_not_ready(account: Account, start_service: Callable[..., Service]) -> None:
@@ -69,7 +69,7 @@ def test_a_role_that_can_not_store_is_not_ready(account: Account, start_service:
         account.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
         service = start_service(make_conninfo(account.service.database_url, user=role))
         assert service.get("/readyz").json["reason"] == "the database role lacks a privilege"
-        assert_refused(service.post(EVENT, account.key), 503, "Service unavailable")
+        assert_rejected(service.post(EVENT, account.key), 503, "Service unavailable")
     finally:
         account.execute(f"DROP OWNED BY {role}")
         account.execute(f"DROP ROLE {role}")
@@ -77,12 +77,12 @@ def test_a_role_that_can_not_store_is_not_ready(account: Account, start_service:
 
 def test_a_constraint_of_the_operators_is_not_taken_for_the_quota(account: Account) -> None:
     account.execute("ALTER TABLE audit_events ADD CONSTRAINT no_reports CHECK (tool_name <> 'generate_report')")
-    assert_refused(account.post(EVENT), 503, "Service unavailable", account)
+    assert_rejected(account.post(EVENT), 503, "Service unavailable", account)
     assert "no_reports" in account.service.output()
     account.execute("ALTER TABLE audit_events DROP CONSTRAINT no_reports")
     account.execute("CREATE UNIQUE INDEX one_tool ON audit_events (tool_name)")
     assert account.post(EVENT).status == 200
-    assert_refused(account.post(EVENT), 503, "Service unavailable")
+    assert_rejected(account.post(EVENT), 503, "Service unavailable")
     assert "one_tool" in account.service.output()
     assert account.count() == account.used() == 1
 
@@ -100,14 +100,14 @@ def test_a_trigger_that_fails_is_nobodys_body(account: Account) -> None:
             CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {failure}; RETURN NEW; END $$
         """)
         account.execute("CREATE TRIGGER fail BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION fail()")
-        assert_refused(account.post(EVENT), 503, "Service unavailable", account)
+        assert_rejected(account.post(EVENT), 503, "Service unavailable", account)
         account.execute("DROP TRIGGER fail ON audit_events")
     body = TOO_LARGE_A_NUMBER.encode()
-    assert_refused(account.post(body), 400, "Invalid JSON", account)
+    assert_rejected(account.post(body), 400, "Invalid JSON", account)
     assert account.post(EVENT).status == 200
 
 
-def test_the_log_says_when_postgresql_refuses_and_holds_no_body(account: Account) -> None:
+def test_the_log_says_when_postgresql_rejects_and_holds_no_body(account: Account) -> None:
     set_default(account, "log_parameter_max_length_on_error = -1")
     account.execute("""
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$

@@ -193,7 +193,7 @@ class Import(RowCounts):
         self._done_digest = hashlib.sha256()
         self._pending: list[_Pending] = []
         self._found: dict[int, int] = {}  # where earlier chunks end among the pending events, and their sizes
-        self._bad_within: int | None = None  # PostgreSQL refuses one of so many pending events
+        self._bad_within: int | None = None  # PostgreSQL rejects one of so many pending events
         self._limits: list[int] = []  # where the next chunks would end among the pending events
         self._rows = self._bytes = 0  # since the last of these
 
@@ -269,7 +269,7 @@ class Import(RowCounts):
         """Store that many of the pending events, or fewer."""
         try:
             if self._done < self._earlier:
-                # either PostgreSQL refuses this event, as before, or it is another one than before
+                # either PostgreSQL rejects this event, as before, or it is another one than before
                 size = 1
                 first = self._pending[0]
                 chunks.try_to_store(first.event.text, first.key)

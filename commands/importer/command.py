@@ -115,7 +115,7 @@ class Encoding(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            "".encode(value)  # refuses what is no text encoding, such as hex
+            "".encode(value)  # rejects what is no text encoding, such as hex
             return codecs.lookup(value).name
         except LookupError:
             self.fail(f"{value!r} is not an encoding; use a name such as cp1252, latin-1 or utf-16", param, ctx)

@@ -54,7 +54,7 @@ _REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"r
 class Source:
     """A file, or standard input for `-`, as UTF-8. Raises Unreadable.
 
-    It is inflated if it is gzip, whatever its name. UTF-16 is known by its mark, another encoding by `encoding`.
+    It is decompressed if it is gzip, whatever its name. UTF-16 is known by its mark, another encoding by `encoding`.
     Rejects are UTF-8, whatever the file was that they are from.
     """
 

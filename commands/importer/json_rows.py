@@ -108,7 +108,7 @@ def read_split(source: Source, max_bytes: int) -> Rows:
 def _found(raw: bytes, each: Sequence[Expression]) -> Any:
     """Return the list of rows in a document, or without `each` the document. Raises Unreadable."""
     try:
-        json_text.Parser().parse(raw)  # refuses what is not JSON
+        json_text.Parser().parse(raw)  # rejects what is not JSON
         document = simplejson.loads(raw.decode(), use_decimal=True)
         if not each:
             return document
@@ -199,7 +199,7 @@ class _Document:
     ijson is no replacement: it ends at the first bad byte, has no line numbers, and replaces unpaired surrogates.
     """
 
-    # only finds the ends of values: NaN and numbers of any length are judged elsewhere
+    # only finds the ends of values: NaN and numbers of any length are validated elsewhere
     _decoder = json.JSONDecoder(parse_int=str, parse_float=str)
 
     def __init__(self, source: Source, max_bytes: int) -> None:

@@ -45,7 +45,7 @@ def _with_nanoseconds_as_text(batch: Any) -> Any:
 
 
 def _shown(row: dict[str, Any]) -> str:
-    """Return a row as JSON; what JSON can't hold is text, so that it can be mended."""
+    """Return a row as JSON; what JSON can't hold is text, so that it can be fixed."""
 
     def text(value: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Keep the rows that can't be events, so that they can be mended and imported."""
+"""Keep the rows that can't be events, so that they can be fixed and imported."""
 
 import filecmp
 import json
@@ -19,7 +19,7 @@ MAX_REJECTS_FILES = 1000
 class RejectsFile:
     """The file that gets the rejected rows, if there are any: a line of JSON each.
 
-    It is made beside the imported file, under a name that is not taken: somebody may be mending an earlier one. For
+    It is made beside the imported file, under a name that is not taken: somebody may be fixing an earlier one. For
     standard input, and what is no ordinary file, it is made in the current folder.
     """
 

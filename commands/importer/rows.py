@@ -347,7 +347,7 @@ def _validated(event: Any, text: str) -> str:
 
 
 def _shown(row: Row) -> str:
-    """Return a row as JSON on one line: a reject can be mended and imported."""
+    """Return a row as JSON on one line: a reject can be fixed and imported."""
     text = simplejson.dumps(row.value) if row.text is None else one_line(row.text)
     return text if len(text) <= MAX_ROW_SHOWN else simplejson.dumps(f"{text[:MAX_SHOWN]}...")
 

@@ -22,8 +22,8 @@ metadata["rows"] = 3
 event = Event(type_=EventType.TOOL_CALL, tool_name="generate_report", metadata=metadata)
 with AuthenticatedClient(sys.argv[1], os.environ["KEY"]) as client:
     for body in (event, [event], Batch([event])):
-        answer = ingest.sync_detailed(client=client, body=body)
-        assert answer.parsed.data.ingested == 1, answer
+        response = ingest.sync_detailed(client=client, body=body)
+        assert response.parsed.data.ingested == 1, response
 """
 
 TYPESCRIPT_PROGRAM = """

@@ -21,13 +21,13 @@ IGRIS = """
 import sys
 sys.path.insert(0, "clients")
 from igris import Igris
-igris = Igris(*sys.argv[1:], exit_timeout=1, on_refused=lambda status, reason, events: print(status, reason))
+igris = Igris(*sys.argv[1:], exit_timeout=1, on_rejected=lambda status, reason, events: print(status, reason))
 igris.send("tool_call", "generate_report")
 """
 STREAM = """
 const { IgrisStream } = await import("./clients/igris_stream.mjs");
-const onRefused = (error) => console.log(error.message, error.cause?.message);
-const stream = new IgrisStream(process.argv[1], process.argv[2], { onRefused });
+const onRejected = (error) => console.log(error.message, error.cause?.message);
+const stream = new IgrisStream(process.argv[1], process.argv[2], { onRejected });
 stream.end("{}\\n");
 """
 
@@ -75,7 +75,7 @@ def test_an_error_that_may_pass_is_printed_once() -> None:
     url = f"http://127.0.0.1:{free_port()}{PATH}"  # where no service listens
     done = python(url, KEY)
     assert done.stderr.count("trying again") == 1
-    assert "0 the process ended before it answered" in done.stdout
+    assert "0 the process ended before it responded" in done.stdout
 
 
 def test_a_key_with_a_line_feed_works_and_a_wrong_one_is_an_error(

@@ -1,4 +1,4 @@
-"""Every sender of docs/clients.md: in calm, without the service, with a lost answer, with a used-up quota."""
+"""Every sender of docs/clients.md: in calm, without the service, with a lost response, with a used-up quota."""
 
 import json
 import os
@@ -114,7 +114,7 @@ PROGRAMS = {
         import anthropic, openai
         from igris import Igris
         from igris_httpx import IgrisHook
-        ANSWERS = {  # by the end of the path, as the two services answer
+        ANSWERS = {  # by the end of the path, as the two services respond
             "completions": b'{"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": []}',
             "embeddings": b'{"object": "list", "data": [{"index": 0, "embedding": [0.5]}], "model": "m"}',
             "messages": b'{"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}',
@@ -122,12 +122,12 @@ PROGRAMS = {
         class Service(BaseHTTPRequestHandler):
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
-                answer = ANSWERS[self.path.rpartition("/")[2]]
+                response = ANSWERS[self.path.rpartition("/")[2]]
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Content-Length", str(len(response)))
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(response)
             def log_message(self, *arguments): pass
         service = HTTPServer(("127.0.0.1", 0), Service)
         threading.Thread(target=service.serve_forever, daemon=True).start()
@@ -271,7 +271,7 @@ THREE = ["event-0", "event-1", "event-2"]
 @pytest.mark.parametrize(
     "trouble",
     [{}, {"lose_requests": 3}, {"lose_answers": 1}, {"limit": 2}],
-    ids=["calm", "service is away", "answer is lost", "nginx limits the rate"],
+    ids=["calm", "service is away", "response is lost", "nginx limits the rate"],
 )
 def test_each_event_is_stored_once(
     account: Account, send_three: Callable[[str, str], Any], trouble: dict[str, int]
@@ -332,13 +332,13 @@ def test_what_cannot_be_sent_by_the_end_of_the_process_is_said() -> None:
     """
     done = subprocess.run([sys.executable, "-c", program], cwd=CLIENTS, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
-    [unreachable, *refused] = done.stderr.splitlines()
+    [unreachable, *rejected] = done.stderr.splitlines()
     assert "can't be reached, trying again" in unreachable
-    assert refused == ["igris-ingest refused events with 0: the process ended before it answered"] * 2
+    assert rejected == ["igris-ingest rejected events with 0: the process ended before it responded"] * 2
 
 
 def test_the_page_names_every_sender() -> None:
     page = (ROOT / "docs/clients.md").read_text()
     files = {path.name for path in CLIENTS.iterdir() if path.is_file()}
-    assert set(re.findall(r"`clients/([\w.-]+)`", page)) == files
+    assert set(re.findall(r"\(\.\./clients/([\w.-]+)\)", page)) >= files
     assert {name.partition(" ")[0] for name in PROGRAMS} == files - {"syslog-ng.conf"}

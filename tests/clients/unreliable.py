@@ -1,4 +1,4 @@
-"""A network that loses requests and answers."""
+"""A network that loses requests and responses."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ Connection: close\r
 class UnreliableProxy:
     """Passes connections to a port, but not the first ones.
 
-    Some are closed before the service answers, some after it. Others get nginx's answer to too many requests.
+    Some are closed before the service responds, some after it. Others get nginx's response to too many requests.
     """
 
     def __init__(self, port: int, *, lose_requests: int = 0, lose_answers: int = 0, limit: int = 0) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import config
 from dev.service import EVENT, ROOT, Service, at_once, set_up
-from tests.support import Account, assert_refused, command, igris, json_lines
+from tests.support import Account, assert_rejected, command, igris, json_lines
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def test_a_key_is_printed_alone_and_works(service: Service, database_url: str) -
     key = made.stdout.strip()
     assert re.fullmatch(r"ig_[A-Za-z0-9]{40}", key)
     assert made.stdout == key + "\n"
-    answer = service.post(EVENT, key)
-    assert answer.json == {"data": {"ingested": 1, "rejected": 0}, "meta": {"remainingQuota": 49_999}}
+    response = service.post(EVENT, key)
+    assert response.json == {"data": {"ingested": 1, "rejected": 0}, "meta": {"remainingQuota": 49_999}}
 
     listed = igris("keys", "list", "commands", database_url=database_url).stdout
     [header, row] = listed.splitlines()
@@ -39,7 +39,7 @@ def test_a_key_is_printed_alone_and_works(service: Service, database_url: str) -
 
     revoked = igris("keys", "revoke", row.split()[0], database_url=database_url)
     assert revoked.returncode == 0
-    assert_refused(service.post(EVENT, key), 401, "Unauthorized")
+    assert_rejected(service.post(EVENT, key), 401, "Unauthorized")
     assert igris("keys", "list", "commands", database_url=database_url).stdout.splitlines()[1].split()[-1] != "-"
 
 
@@ -101,10 +101,10 @@ def test_a_database_without_a_schema_is_said_so(empty_database: str, start_servi
     assert done.returncode == 1
     assert "init-db" in done.stderr
     service = start_service(empty_database)
-    answer = service.get("/readyz")
-    assert (answer.status, answer.json["status"]) == (503, "unavailable")
-    assert "init-db" in answer.json["reason"]
-    assert_refused(service.post(EVENT, "ig_" + "x" * 40), 503, "Service unavailable")
+    response = service.get("/readyz")
+    assert (response.status, response.json["status"]) == (503, "unavailable")
+    assert "init-db" in response.json["reason"]
+    assert_rejected(service.post(EVENT, "ig_" + "x" * 40), 503, "Service unavailable")
 
 
 @pytest.mark.parametrize(
@@ -205,11 +205,11 @@ def test_an_organization_is_made_listed_and_deleted(
     listed = json_lines(command("organizations", "list", "--json", database_url=database_url).stdout)
     [row] = [row for row in listed if row["organization"] == "short-lived"]
     assert (row["quota"], row["keys"]) == (None, 1)
-    refused = command("organizations", "delete", "short-lived", database_url=database_url)
-    assert refused.returncode == 1
+    rejected = command("organizations", "delete", "short-lived", database_url=database_url)
+    assert rejected.returncode == 1
     [[entries]] = account.execute("SELECT count(*) FROM chain_entries WHERE org_id = 'short-lived'")
     assert (
-        f"Delete the organization 'short-lived' with 6001 events, {entries} chain entries and 1 key?" in refused.stderr
+        f"Delete the organization 'short-lived' with 6001 events, {entries} chain entries and 1 key?" in rejected.stderr
     )
     assert account.count() == 6001
     done = command("organizations", "delete", "short-lived", "--yes", database_url=database_url)

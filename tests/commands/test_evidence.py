@@ -138,8 +138,8 @@ def test_after_a_clock_that_was_ahead_the_chain_goes_on_with_a_trace(account: Ac
     with connect(account.service.database_url) as connection:
         begun = chain.entries_of(connection, account.org_id)[-1].until
         chain.append(connection, chain.following(connection, account.org_id, [(begun, ahead, 0, chain.NO_EVENTS)]))
-    refused = run(account, "seal", "--org", account.org_id)
-    assert (refused.returncode, "in the future: nothing is sealed" in refused.stderr) == (1, True)
+    rejected = run(account, "seal", "--org", account.org_id)
+    assert (rejected.returncode, "in the future: nothing is sealed" in rejected.stderr) == (1, True)
     assert "in the future: PostgreSQL's clock was ahead" in verify(account)[1]["problems"][0]
     assert run(account, "seal", "--clock-was-ahead").returncode == 2
     set_back = ["seal", "--org", account.org_id, "--clock-was-ahead", "--reason", "NTP was off", "--json"]
@@ -264,6 +264,7 @@ def test_what_was_changed_is_found(sealed: Account, name: str) -> None:
     if FOUND[name] in ([CHANGED], [MISSING]):
         assert verify(sealed, "--until", "2026-03-02")[0] == verify(sealed, "--since", "2026-03-03")[0] == 0
     text = run(sealed, "verify", "--org", sealed.org_id)
+    sealed.execute("DELETE FROM audit_events WHERE org_id = %s AND received_at = 'infinity'", sealed.org_id)
     problems = len(FOUND[name])
     assert f"{sealed.org_id}: NOT INTACT: {problems} problem{'s' * (problems > 1)}, above\n" in text.stdout
 
@@ -657,8 +658,8 @@ def test_an_import_that_is_sealed_is_undone_only_on_purpose(account: Account, tm
     kept = keep_heads(account, tmp_path)
     [[import_id]] = account.execute("SELECT id FROM imports WHERE org_id = %s", account.org_id)
     undo = ["imports", "undo", str(import_id), "--yes"]
-    refused = run(account, *undo)
-    assert (refused.returncode, f"{len(ODD)} events of import {import_id} sealed" in refused.stderr) == (1, True)
+    rejected = run(account, *undo)
+    assert (rejected.returncode, f"{len(ODD)} events of import {import_id} sealed" in rejected.stderr) == (1, True)
     assert verify(account)[0] == 0
     assert run(account, *undo, "--sealed", "--reason", "wrong file").returncode == 0
     status, report = verify(account, *kept)
@@ -728,9 +729,9 @@ def test_a_command_that_was_interrupted_is_ended_before_another_one(sealed: Acco
         VALUES (%(org)s, 'tool_call', 'x', 'log', now(), '{"n": 1}', '2026-03-01T10:00Z')
     """
     change(sealed, forged_back)  # as if the command had been killed before it deleted the event
-    refused = erase(sealed, "--metadata", "n=2", "--reason", "B")
-    assert refused.returncode == 1
-    assert "more events than `erase: A` left: first end that command" in refused.stderr
+    rejected = erase(sealed, "--metadata", "n=2", "--reason", "B")
+    assert rejected.returncode == 1
+    assert "more events than `erase: A` left: first end that command" in rejected.stderr
     change(sealed, erased)
     assert erase(sealed, "--metadata", "n=2", "--reason", "B").returncode == 0
     assert verify(sealed)[0] == 0

@@ -105,7 +105,7 @@ def test_rows_go_in_up_to_the_quota_and_the_rest_later(new_account: Callable[...
     assert account.count() == account.used() == 3000
 
 
-def test_a_row_that_postgresql_refuses_is_rejected_alone(account: Account, tmp_path: Path) -> None:
+def test_a_row_that_postgresql_rejects_is_rejected_alone(account: Account, tmp_path: Path) -> None:
     odd = (
         '{"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", "request_id": "odd", "n": 1e200000}\n'
     )

@@ -40,7 +40,7 @@ def test_another_zone_by_name_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "time_format", ["%s", "%D %H:%M", "%Q", "%Y-%m-%d %H:%M %p", "%Y-%m-%d %I:%M", "%Y %", "%d.%m %H:%M", "%Y %k"]
 )
-def test_a_form_that_could_not_be_read_is_refused_at_once(account: Account, tmp_path: Path, time_format: str) -> None:
+def test_a_form_that_could_not_be_read_is_rejected_at_once(account: Account, tmp_path: Path, time_format: str) -> None:
     file = write(tmp_path, "a.ndjson", ndjson([ROW]))
     done = import_(account, str(file), "--time-format", time_format)
     assert (done.returncode, "--time-format" in done.stderr) == (2, True)
@@ -104,7 +104,7 @@ def test_an_operand_that_no_row_has_is_an_error_unless_it_may_be_absent(account:
     assert account.rows("tool_name") == [("summarize",)]
 
 
-def test_the_text_format_of_copy_is_refused_and_its_null_in_csv_is_absent(account: Account, tmp_path: Path) -> None:
+def test_the_text_format_of_copy_is_rejected_and_its_null_in_csv_is_absent(account: Account, tmp_path: Path) -> None:
     copied = write(tmp_path, "a.tsv", "type\ttoolName\tuser\ncustom\tx\t\\N\n")
     done = import_(account, str(copied), "--timestamp-now")
     assert (done.returncode, account.count()) == (1, 0)

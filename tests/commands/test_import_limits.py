@@ -49,7 +49,7 @@ def test_what_a_reject_shows_is_cut(tmp_path: Path) -> None:
     lines = [b"x" * MAX_BYTES, b"x" * MAX_BYTES * 3, json.dumps({"a": "x" * (MAX_BYTES - 20)}).encode()]
     rows = read(tmp_path, "a.ndjson", b"\n".join(lines))
     assert [len(row.row) for row in rows[:2]] == [1005, 1005]
-    assert json.loads(rows[2].row) == json.loads(lines[2])  # it can be mended
+    assert json.loads(rows[2].row) == json.loads(lines[2])  # it can be fixed
 
 
 @pytest.mark.parametrize("lines", [3, 3000])

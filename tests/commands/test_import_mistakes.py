@@ -50,11 +50,11 @@ def test_a_file_without_times_is_dated_now_only_if_asked_to(
     assert account.rows('"timestamp" = received_at') == [(True,)]
 
 
-def test_a_file_that_was_mended_in_place_is_not_stored_twice(account: Account, tmp_path: Path) -> None:
+def test_a_file_that_was_fixed_in_place_is_not_stored_twice(account: Account, tmp_path: Path) -> None:
     rows = events(2500)
     file = write(tmp_path, "a.ndjson", ndjson(rows))
     assert import_(account, str(file)).returncode == 0
-    rows[1700]["toolName"] = "mended"
+    rows[1700]["toolName"] = "fixed"
     file.write_text(ndjson(rows))
     done = import_(account, str(file))
     assert done.returncode == 1
@@ -200,15 +200,15 @@ def test_values_that_only_python_takes_for_equal_are_both_kept(account: Account,
 
 
 @pytest.mark.parametrize(
-    "mend", [lambda rows: [*rows[:-1], events(1, 77)[0]], lambda rows: [*rows[:-1], events(1, 77)[0], rows[-1]]]
+    "fix", [lambda rows: [*rows[:-1], events(1, 77)[0]], lambda rows: [*rows[:-1], events(1, 77)[0], rows[-1]]]
 )
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_last_row_is_protected_too(
-    account: Account, tmp_path: Path, mend: Callable[[list[object]], list[object]], count: int
+    account: Account, tmp_path: Path, fix: Callable[[list[object]], list[object]], count: int
 ) -> None:
     file = write(tmp_path, "a.ndjson", ndjson(events(count)))
     assert import_(account, str(file)).returncode == 0
-    file.write_text(ndjson(mend(list(events(count)))))
+    file.write_text(ndjson(fix(list(events(count)))))
     link = tmp_path / "link.ndjson"
     link.symlink_to(file)
     for name in (file, link):
@@ -241,8 +241,8 @@ def test_rejects_are_read_as_they_are_with_the_options_of_the_file(account: Acco
     options += ["--map", "action=reason", "--time-format", "%d.%m.%Y", "--timezone", "UTC"]
     assert import_(account, str(file), *options).returncode == 3
     rejects = Path(f"{file}.rejects.ndjson")
-    mended = json.dumps([json.loads(rejects.read_text().replace("bad", "custom"))], indent=2)  # as jq -s makes it
-    rejects.write_text(mended)
+    fixed = json.dumps([json.loads(rejects.read_text().replace("bad", "custom"))], indent=2)  # as jq -s makes it
+    rejects.write_text(fixed)
     done = import_(account, str(rejects), *options)
     assert done.returncode == 0, done.stderr
     assert account.rows("tool_name, action") == [("x", "deny"), ("gé", "log")]

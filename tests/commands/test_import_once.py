@@ -24,7 +24,7 @@ from commands.quota import set_quota
 from database import TimeoutConnection
 from dev.service import EVENT, PROGRAM, TOO_LARGE_A_NUMBER, wait_for
 from tests.commands.importing import events, ndjson, run, write
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 # Exactly once
 
@@ -177,11 +177,11 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
     """Runs are cut off, end with the quota, meet a longer file; the oldest chunks are pruned in between."""
     chance = random.Random(seed)
     monkeypatch.setattr(chunks_module, "CHUNK_ROWS", 7)
-    refused = TOO_LARGE_A_NUMBER  # by PostgreSQL only
+    rejected = TOO_LARGE_A_NUMBER  # by PostgreSQL only
     rows: list[tuple[int, str, bool]] = []
 
     def run_import(cut_off_after: float) -> None:
-        items = (Event(1, refused if bad else text) for _, text, bad in rows)
+        items = (Event(1, rejected if bad else text) for _, text, bad in rows)
         chunks = chunks_module.Chunks(connection, account.org_id)
         with exclusive(connection, "import", account.org_id), suppress(QuotaEnded):
             for steps, _ in enumerate(Import(chunks, lambda _: None).run(items)):
@@ -214,4 +214,4 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
 
 
 def test_a_key_of_a_client_can_not_be_that_of_a_chunk(account: Account) -> None:
-    assert_refused(account.post(EVENT, Idempotency_Key="import\tx"), 400, "Validation failed", account)
+    assert_rejected(account.post(EVENT, Idempotency_Key="import\tx"), 400, "Validation failed", account)

@@ -15,7 +15,7 @@ from tests.commands.importing import events, ndjson, read, read_as, run, write
 from tests.support import Account
 
 
-def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) -> None:
+def test_rejects_are_listed_and_can_be_fixed(account: Account, tmp_path: Path) -> None:
     rows = events(2500)
     rows[7]["type"] = "chat"
     rows[2000] = {"toolName": "x"}
@@ -32,11 +32,11 @@ def test_rejects_are_listed_and_can_be_mended(account: Account, tmp_path: Path) 
         assert [(each["line"], each["row"]) for each in rejects] == [(8, rows[7]), (2001, {"toolName": "x"})]
         assert rejects[1]["reason"] == "type: Required"
         assert account.count() == account.used() == 2498
-    with Path(f"{file}.rejects.ndjson").open("a") as mended:
-        mended.write("\n")
+    with Path(f"{file}.rejects.ndjson").open("a") as fixed:
+        fixed.write("\n")
     assert run(account, str(file)).stdout.endswith("rejected 2: see " + f"{file}.rejects-2.ndjson\n")
-    Path(f"{file}.rejects.ndjson").rename(tmp_path / "mended.jsonl")
-    done = run(account, str(tmp_path / "mended.jsonl"), "--set", "type=custom")
+    Path(f"{file}.rejects.ndjson").rename(tmp_path / "fixed.jsonl")
+    done = run(account, str(tmp_path / "fixed.jsonl"), "--set", "type=custom")
     assert (done.returncode, done.stdout) == (0, "read 2, stored 2, already stored 0, rejected 0\n")
     assert account.count() == 2500
 
@@ -65,8 +65,8 @@ def test_a_rejected_row_is_kept_as_it_was(
     [reject] = read(tmp_path, name, content, EventMaker(Options({**options, "type": "kind"}, is_dated_now=True)))
     assert isinstance(reject, Reject)
     line = f'{{"line": {reject.line}, "reason": {json.dumps(reject.reason)}, "row": {reject.row}}}\n'
-    mended = write(tmp_path, "a.rejects.ndjson", line.encode())
-    with Source(str(mended), None) as source:
+    fixed = write(tmp_path, "a.rejects.ndjson", line.encode())
+    with Source(str(fixed), None) as source:
         columns = EventMaker(Options(options, {"type": "custom"}, is_dated_now=True))
         [event] = list(read_as(source, "ndjson", columns))
     assert isinstance(event, Event), event
@@ -84,7 +84,7 @@ def test_what_is_no_reject_is_rejected(tmp_path: Path) -> None:
     ]
 
 
-def test_a_row_that_only_postgresql_refuses_is_rejected_alone(account: Account, tmp_path: Path) -> None:
+def test_a_row_that_only_postgresql_rejects_is_rejected_alone(account: Account, tmp_path: Path) -> None:
     rows = [json.dumps(event) for event in events(1500)]
     for index in (3, 700, 1499):
         rows[index] = TOO_LARGE_A_NUMBER

@@ -370,7 +370,7 @@ def test_a_schema_of_before_the_first_release_is_one_clear_line(create_schema: C
     assert (done.returncode, done.stderr) == (1, line)
 
 
-def test_a_newer_schema_is_refused(create_schema: Callable[[], str]) -> None:
+def test_a_newer_schema_is_rejected(create_schema: Callable[[], str]) -> None:
     url = create_schema()
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE schema_version SET version = version + 1")

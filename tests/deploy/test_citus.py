@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from commands.init_db import create_or_upgrade
 from dev.service import EVENT, ROOT, TOO_LARGE_A_NUMBER, Service, at_once, set_up, wait_for
 from tests.deploy.test_roles import make_role
-from tests.support import Account, assert_refused, command, json_lines
+from tests.support import Account, assert_rejected, command, json_lines
 
 COORDINATOR = os.environ.get("TEST_CITUS_URL", "")
 pytestmark = [
@@ -116,18 +116,20 @@ def test_the_contract_holds(cluster: Cluster, start_service: Callable[..., Servi
             "ingested": 2,
             "rejected": 1,
         }
-        answers = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))  # noqa: B023
-        assert {(answer.status, answer.body) for answer in answers} == {(200, answers[0].body)}, service.output()
+        responses = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))  # noqa: B023
+        assert {(response.status, response.body) for response in responses} == {(200, responses[0].body)}, (
+            service.output()
+        )
         assert account.count() == account.used() == 13
-        assert_refused(account.post([EVENT], Idempotency_Key="once"), 422, "Idempotency-Key reused")
-        refused = account.post(TOO_LARGE_A_NUMBER.encode())
-        assert_refused(refused, 400, "Invalid JSON")
-        statuses = [answer.status for answer in at_once(24, lambda _: account.post([EVENT] * 7))]  # noqa: B023
+        assert_rejected(account.post([EVENT], Idempotency_Key="once"), 422, "Idempotency-Key reused")
+        rejected = account.post(TOO_LARGE_A_NUMBER.encode())
+        assert_rejected(rejected, 400, "Invalid JSON")
+        statuses = [response.status for response in at_once(24, lambda _: account.post([EVENT] * 7))]  # noqa: B023
         assert sorted(statuses) == [200] * 12 + [429] * 12
         assert account.count() == account.used() == 97
         [key] = json_lines(command("keys", "list", org_id, "--json", database_url=cluster.url).stdout)
         assert command("keys", "revoke", str(key["id"]), database_url=cluster.url).returncode == 0
-        assert_refused(account.post(EVENT), 401, "Unauthorized")
+        assert_rejected(account.post(EVENT), 401, "Unauthorized")
     assert "Traceback" not in service.output()
 
 
@@ -190,7 +192,7 @@ def test_partitions_come_first(new_cluster: Callable[[], Cluster], start_service
     assert account.count() == account.used() == 20
 
 
-def test_partitions_after_distribution_are_refused(cluster: Cluster) -> None:
+def test_partitions_after_distribution_are_rejected(cluster: Cluster) -> None:
     done = run_script(cluster.url, "partitions.sql")
     assert done.returncode != 0
     assert "partitions have to be made before" in done.stderr
@@ -291,9 +293,9 @@ def test_a_worker_that_is_away_harms_only_its_organizations(
             process.suspend()
     try:
         for _ in range(3):
-            answers = at_once(8, lambda i: accounts[i].post(EVENT, Idempotency_Key="while-away"))
-            for port, answer in zip(ports, answers, strict=True):
-                assert answer.status == (503 if port == ports[0] else 200)
+            responses = at_once(8, lambda i: accounts[i].post(EVENT, Idempotency_Key="while-away"))
+            for port, response in zip(ports, responses, strict=True):
+                assert response.status == (503 if port == ports[0] else 200)
     finally:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

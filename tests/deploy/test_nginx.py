@@ -21,7 +21,7 @@ import pytest
 import config
 from dev.bodies import WORST
 from dev.service import EVENT, PATH, ROOT, Nginx, Service, at_once, free_port, wait_for
-from tests.support import Account, assert_refused, latencies
+from tests.support import Account, assert_rejected, latencies
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
 
@@ -70,41 +70,41 @@ def test_nginx_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
 
 
 def test_the_contract_holds_through_it(account: Account) -> None:
-    answer = account.post([EVENT, EVENT], Idempotency_Key="a", X_Request_Id="abc")
-    assert (answer.status, answer.json) == (
+    response = account.post([EVENT, EVENT], Idempotency_Key="a", X_Request_Id="abc")
+    assert (response.status, response.json) == (
         200,
         {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}},
     )
-    assert (answer.headers["X-Request-Id"], answer.headers["Cache-Control"]) == ("abc", "no-store")
+    assert (response.headers["X-Request-Id"], response.headers["Cache-Control"]) == ("abc", "no-store")
     assert account.post([EVENT, EVENT], Idempotency_Key="a").headers["Idempotency-Replayed"] == "true"
-    assert_refused(account.post([EVENT], Idempotency_Key="a"), 422, "Idempotency-Key reused")
+    assert_rejected(account.post([EVENT], Idempotency_Key="a"), 422, "Idempotency-Key reused")
     assert account.post([EVENT, {}], Prefer="handling=lenient").headers["Preference-Applied"] == "handling=lenient"
     assert account.post(gzip.compress(json.dumps(EVENT).encode()), Content_Encoding="gzip").status == 200
     assert account.post(iter([b'{"type": "custom", ', b'"toolName": "x"}'])).status == 200
     assert account.count() == account.used() == 5
-    assert_refused(account.post({}), 400, "Validation failed")
-    assert_refused(account.post(b"{"), 400, "Invalid JSON")
-    assert_refused(account.post(EVENT, Content_Type="text/plain"), 415, "Unsupported media type")
-    refused = account.service.post(EVENT, "ig_" + "x" * 40)
-    assert_refused(refused, 401, "Unauthorized")
-    assert refused.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
-    assert_refused(account.service.get("/nowhere"), 404, "Not found")
+    assert_rejected(account.post({}), 400, "Validation failed")
+    assert_rejected(account.post(b"{"), 400, "Invalid JSON")
+    assert_rejected(account.post(EVENT, Content_Type="text/plain"), 415, "Unsupported media type")
+    rejected = account.service.post(EVENT, "ig_" + "x" * 40)
+    assert_rejected(rejected, 401, "Unauthorized")
+    assert rejected.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
+    assert_rejected(account.service.get("/nowhere"), 404, "Not found")
     assert account.service.request("DELETE", PATH).headers["Allow"] == "POST"
     assert account.service.get("/readyz").json == {"status": "ok"}
 
 
-def test_the_largest_body_passes_and_a_larger_one_is_refused_by_nginx(account: Account) -> None:
+def test_the_largest_body_passes_and_a_larger_one_is_rejected_by_nginx(account: Account) -> None:
     event = json.dumps(EVENT).encode()
     assert account.post(event.ljust(MAX_BODY_BYTES)).status == 200
-    answer = account.service.send(  # type: ignore[attr-defined]
+    response = account.service.send(  # type: ignore[attr-defined]
         b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (PATH.encode(), MAX_BODY_BYTES + 1)
     )
-    assert_refused(answer, 413, "Payload too large")
-    assert answer.json["details"][0]["message"] == f"The body must be at most {MAX_BODY_BYTES} bytes: split the batch"
+    assert_rejected(response, 413, "Payload too large")
+    assert response.json["details"][0]["message"] == f"The body must be at most {MAX_BODY_BYTES} bytes: split the batch"
     assert account.count() == 1
 
 
-def test_nginx_answers_what_is_no_http_in_the_same_shape(account: Account) -> None:
+def test_nginx_responds_what_is_no_http_in_the_same_shape(account: Account) -> None:
     for data, status, error in (
         (b"nonsense\r\n\r\n", 400, "Bad request"),
         (b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 40_000), 414, "URI too long"),
@@ -113,7 +113,7 @@ def test_nginx_answers_what_is_no_http_in_the_same_shape(account: Account) -> No
         (b"GET /igris-error HTTP/1.1\r\nHost: x\r\n\r\n", 404, "Not found"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n" % (b"x" * 40_000), 431, "Request header fields too large"),
     ):
-        assert_refused(account.service.send(data), status, error)  # type: ignore[attr-defined]
+        assert_rejected(account.service.send(data), status, error)  # type: ignore[attr-defined]
 
 
 def test_a_dead_service_is_said_so(account: Account, start_nginx: Callable[..., Nginx], tmp_path: Path) -> None:
@@ -121,23 +121,23 @@ def test_a_dead_service_is_said_so(account: Account, start_nginx: Callable[..., 
         silent.bind(("127.0.0.1", 0))
         account.service.stop()
         nginx = start_nginx(silent.getsockname()[1], **{"proxy_read_timeout 30s": "proxy_read_timeout 1s"})
-        answer = nginx.post(EVENT, account.key, X_Request_Id="abc")
-        assert_refused(answer, 502, "Bad gateway")
-        assert (answer.headers["Retry-After"], answer.headers["X-Request-Id"]) == ("2", "abc")
+        response = nginx.post(EVENT, account.key, X_Request_Id="abc")
+        assert_rejected(response, 502, "Bad gateway")
+        assert (response.headers["Retry-After"], response.headers["X-Request-Id"]) == ("2", "abc")
         silent.listen()
-        answer = nginx.post(EVENT, account.key)
-        assert_refused(answer, 504, "Gateway timeout")
-        assert answer.headers["Retry-After"] == "2"
-    assert_refused(nginx.get("/readyz"), 502, "Bad gateway")
+        response = nginx.post(EVENT, account.key)
+        assert_rejected(response, 504, "Gateway timeout")
+        assert response.headers["Retry-After"] == "2"
+    assert_rejected(nginx.get("/readyz"), 502, "Bad gateway")
 
 
-def test_an_answer_of_the_service_is_not_replaced(
+def test_a_response_of_the_service_is_not_replaced(
     start_service: Callable[..., Service], start_nginx: Callable[..., Nginx]
 ) -> None:
     away = start_service("postgresql://igris@127.0.0.1:1/igris")
-    answer = start_nginx(away.port).post(EVENT, "ig_" + "x" * 40)
-    assert_refused(answer, 503, "Service unavailable")
-    assert 1 <= int(answer.headers["Retry-After"]) <= 5
+    response = start_nginx(away.port).post(EVENT, "ig_" + "x" * 40)
+    assert_rejected(response, 503, "Service unavailable")
+    assert 1 <= int(response.headers["Retry-After"]) <= 5
 
 
 @pytest.mark.measures
@@ -183,16 +183,16 @@ def test_one_address_can_not_hold_all_connections(account: Account) -> None:
         slow = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(400)]
         for client in slow:
             client.sendall(head)
-        answers = [client.recv(1000) for client in slow[300:]]
-        assert all(answer.startswith(b"HTTP/1.1 429 ") for answer in answers)
-        assert b"Retry-After: 1" in answers[0]
+        responses = [client.recv(1000) for client in slow[300:]]
+        assert all(response.startswith(b"HTTP/1.1 429 ") for response in responses)
+        assert b"Retry-After: 1" in responses[0]
         with socket.create_connection(address, source_address=("127.0.0.3", 0)) as other:
             other.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert other.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
-def test_with_tls_plain_http_is_refused_as_json(
+def test_with_tls_plain_http_is_rejected_as_json(
     account: Account, service: Service, start_nginx: Callable[..., Nginx], tmp_path: Path
 ) -> None:
     command = (
@@ -202,14 +202,14 @@ def test_with_tls_plain_http_is_refused_as_json(
     conf = (ROOT / "deploy/nginx.conf").read_text()
     tls = conf[conf.index("    # listen 443 ssl;") : conf.index("    server_name _;\n    server_tokens")]
     uncommented = tls.replace("    # ", "    ").replace("listen [::]:443 ssl;", "")
-    plain, refusing = free_port(), conf[conf.index("# server {") :]
+    plain, rejecting = free_port(), conf[conf.index("# server {") :]
     nginx = start_nginx(
         service.port,
         **{
             tls: re.sub(r"/etc/ssl/(private/)?igris.example.com.(pem|key)", f"{tmp_path}/\\2", uncommented)
             .replace(f"{tmp_path}/pem", f"{tmp_path}/certificate.pem")
             .replace(f"{tmp_path}/key;", f"{tmp_path}/key.pem;"),
-            refusing: re.sub("^# ?", "", refusing, flags=re.MULTILINE)
+            rejecting: re.sub("^# ?", "", rejecting, flags=re.MULTILINE)
             .replace("listen 80;", f"listen 127.0.0.1:{plain};")
             .replace("listen [::]:80;", ""),
         },
@@ -220,10 +220,10 @@ def test_with_tls_plain_http_is_refused_as_json(
     with socket.create_connection(("127.0.0.1", nginx.port)) as raw, context.wrap_socket(raw) as client:
         client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
-    assert_refused(nginx.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"), 400, "Bad request")
+    assert_rejected(nginx.send(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"), 400, "Bad request")
     nginx.port = plain
-    refused = nginx.send(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (refused.status, refused.json["error"]) == (403, "Forbidden")
+    rejected = nginx.send(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (rejected.status, rejected.json["error"]) == (403, "Forbidden")
 
 
 @pytest.mark.measures
@@ -258,7 +258,7 @@ def test_one_key_with_large_bodies_leaves_threads_to_others(
 
 
 def test_one_key_with_many_connections_and_small_bodies_is_not_limited(account: Account) -> None:
-    assert {answer.status for answer in at_once(32, lambda _: account.post([EVENT] * 100))} == {200}
+    assert {response.status for response in at_once(32, lambda _: account.post([EVENT] * 100))} == {200}
 
 
 SEND_FROM_A_NETWORK = """
@@ -295,9 +295,9 @@ def test_the_addresses_of_an_ipv6_network_are_one_client(tmp_path: Path) -> None
     assert rejected > 100
 
 
-def test_too_many_requests_are_refused_by_nginx(account: Account) -> None:
+def test_too_many_requests_are_rejected_by_nginx(account: Account) -> None:
     def flood(_: int) -> bytes:
-        """As many requests on a connection as nginx takes, without waiting for answers."""
+        """As many requests on a connection as nginx takes, without waiting for responses."""
         received = b""
         with socket.create_connection(("127.0.0.1", account.service.port), timeout=20) as client:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 999 + b"GET /healthz HTTP/1.0\r\n\r\n")
@@ -307,10 +307,10 @@ def test_too_many_requests_are_refused_by_nginx(account: Account) -> None:
 
     received = b"".join(at_once(4, flood))
     assert received.count(b"HTTP/1.1 200 OK") >= 600
-    refused = received.count(b"HTTP/1.1 429 Too Many Requests")
-    assert refused > 0
-    assert received.count(b"Retry-After: 1\r\n") == refused
-    assert received.count(b'{"error": "Too many requests", "details"') == refused
+    rejected = received.count(b"HTTP/1.1 429 Too Many Requests")
+    assert rejected > 0
+    assert received.count(b"Retry-After: 1\r\n") == rejected
+    assert received.count(b'{"error": "Too many requests", "details"') == rejected
     assert received.count(b"HTTP/1.1 ") == 4000
 
 

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from database import TimeoutConnection
 from dev.service import EVENT, Service, at_once, free_port, wait_for
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 pytestmark = pytest.mark.skipif(not shutil.which("pgbouncer"), reason="needs pgbouncer")
 
@@ -24,7 +24,7 @@ def pgbouncer(request: pytest.FixtureRequest, database_url: str, tmp_path: Path)
     given = conninfo_to_dict(database_url)
     server = " ".join(f"{name}={given[name]}" for name in ("host", "port", "user", "password") if given.get(name))
     port = free_port()
-    # it refuses to be root; whoever owns the folder of the socket may use it
+    # it rejects to be root; whoever owns the folder of the socket may use it
     folder = Path(str(given.get("host")))
     owner = folder.owner() if folder.is_dir() else "nobody"
     user = "" if os.geteuid() else f"user = {owner}"
@@ -61,12 +61,12 @@ def test_the_service_works_behind_it(
     service = start_service(pgbouncer, PREPARED_STATEMENTS="off")
     account = new_account(quota=100, service=service)
     statuses = [
-        answer.status for answer in at_once(40, lambda i: account.post([EVENT] * 3, Idempotency_Key=f"{i % 20}"))
+        response.status for response in at_once(40, lambda i: account.post([EVENT] * 3, Idempotency_Key=f"{i % 20}"))
     ]
     assert statuses == [200] * 40
-    answers = at_once(30, lambda _: account.post([EVENT] * 2))
-    assert [answer.status for answer in answers].count(200) == 20
-    assert_refused(answers[[answer.status for answer in answers].index(429)], 429, "Quota exceeded")
+    responses = at_once(30, lambda _: account.post([EVENT] * 2))
+    assert [response.status for response in responses].count(200) == 20
+    assert_rejected(responses[[response.status for response in responses].index(429)], 429, "Quota exceeded")
     with psycopg.connect(pgbouncer, prepare_threshold=None) as connection:
         query = "SELECT count(*) FROM audit_events WHERE org_id = %s"
         assert connection.execute(query, [account.org_id]).fetchone() == (100,)
@@ -84,8 +84,8 @@ def test_prepared_statements_that_fail_are_no_defect(
 ) -> None:
     service = start_service(pgbouncer)
     account = new_account(quota=None, service=service)
-    answers = at_once(40, lambda _: account.post(EVENT))
-    assert {answer.status for answer in answers} <= {200, 503}
-    assert account.used() == [answer.status for answer in answers].count(200)
-    if 503 in {answer.status for answer in answers}:
+    responses = at_once(40, lambda _: account.post(EVENT))
+    assert {response.status for response in responses} <= {200, 503}
+    assert account.used() == [response.status for response in responses].count(200)
+    if 503 in {response.status for response in responses}:
         assert "set PREPARED_STATEMENTS=off" in service.output()

@@ -105,7 +105,7 @@ def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], databas
 def test_a_stop_under_load_cuts_off_no_answer(
     new_account: Callable[..., Account], start_service: Callable[..., Service]
 ) -> None:
-    """Who is connected gets an answer or no connection; what was stored was answered."""
+    """Who is connected gets a response or no connection; what was stored was responded."""
     service = start_service()
     account = new_account(quota=None, service=service)
     stored: list[int] = []

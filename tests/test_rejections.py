@@ -1,4 +1,4 @@
-"""Every refusal of the contract: its answer, and that nothing of it was stored."""
+"""Every rejection of the contract: its response, and that nothing of it was stored."""
 
 import json
 import re
@@ -12,20 +12,20 @@ from commands.keys import list_keys, revoke_key
 from database import Connection
 from dev.service import EVENT, PATH, ROOT, TOO_LARGE_A_NUMBER, Service, at_once
 from storage import Storage
-from tests.support import Account, assert_refused
+from tests.support import Account, assert_rejected
 
 CASES = json.loads((ROOT / "tests/zod/cases.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 def test_the_verdict_is_zods(account: Account, case: dict[str, Any]) -> None:
-    answer = account.post(case["body"].encode())
+    response = account.post(case["body"].encode())
     expected = case["expect"]
     if expected["status"] == 400:
-        assert assert_refused(answer, 400, "Validation failed", account)["details"] == expected["details"]
+        assert assert_rejected(response, 400, "Validation failed", account)["details"] == expected["details"]
     else:
         events = expected["events"]
-        assert (answer.status, answer.json["data"]) == (200, {"ingested": len(events), "rejected": 0})
+        assert (response.status, response.json["data"]) == (200, {"ingested": len(events), "rejected": 0})
         assert account.rows("type, tool_name, action, metadata") == [
             (event["type"], event["toolName"], event["action"], event["metadata"]) for event in events
         ]
@@ -36,20 +36,20 @@ def test_the_verdict_is_zods(account: Account, case: dict[str, Any]) -> None:
 )
 def test_it_does_not_know_other_paths(account: Account, path: str) -> None:
     headers = {"Authorization": f"Bearer {account.key}", "Content-Type": "application/json"}
-    answer = account.service.request("POST", path, json.dumps(EVENT).encode(), headers)
-    assert_refused(answer, 404, "Not found", account)
+    response = account.service.request("POST", path, json.dumps(EVENT).encode(), headers)
+    assert_rejected(response, 404, "Not found", account)
 
 
 def test_no_header_changes_the_path(service: Service) -> None:
-    answer = service.request("GET", "/healthz", headers={"SCRIPT_NAME": "/healthz"})
-    assert (answer.status, answer.json["status"]) == (200, "ok")
+    response = service.request("GET", "/healthz", headers={"SCRIPT_NAME": "/healthz"})
+    assert (response.status, response.json["status"]) == (200, "ok")
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_it_names_the_allowed_methods(service: Service, method: str) -> None:
-    answer = service.request(method, PATH)
-    assert_refused(answer, 405, "Method not allowed")
-    assert answer.headers["Allow"] == "POST"
+    response = service.request(method, PATH)
+    assert_rejected(response, 405, "Method not allowed")
+    assert response.headers["Allow"] == "POST"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_it_needs_a_key_before_anything_else(service: Service, authorization: st
     headers = {"Content-Type": "text/plain"}
     if authorization is not None:
         headers["Authorization"] = authorization
-    answer = service.request("POST", PATH, b"not JSON", headers)
-    [detail] = assert_refused(answer, 401, "Unauthorized")["details"]
+    response = service.request("POST", PATH, b"not JSON", headers)
+    [detail] = assert_rejected(response, 401, "Unauthorized")["details"]
     assert "Authorization: Bearer ig_" in detail["message"]
     assert "revoked" in detail["message"]
-    assert answer.headers["WWW-Authenticate"] == challenge
+    assert response.headers["WWW-Authenticate"] == challenge
 
 
 def test_the_scheme_is_not_case_sensitive(account: Account) -> None:
@@ -87,14 +87,14 @@ def test_a_strangers_body_is_not_waited_for(service: Service) -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_revoked_key_is_refused_from_the_next_request_on(account: Account, connection: Connection) -> None:
-    assert {answer.status for answer in at_once(16, lambda _: account.post(EVENT))} == {200}
+def test_a_revoked_key_is_rejected_from_the_next_request_on(account: Account, connection: Connection) -> None:
+    assert {response.status for response in at_once(16, lambda _: account.post(EVENT))} == {200}
     [key] = list_keys(connection, account.org_id)
     revoke_key(connection, key["id"])
     for body in (EVENT, {}, b"not JSON", TOO_LARGE_A_NUMBER.encode()) * 4:
-        answer = account.post(body)  # whichever worker answers
-        assert_refused(answer, 401, "Unauthorized")
-        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
+        response = account.post(body)  # whichever worker responds
+        assert_rejected(response, 401, "Unauthorized")
+        assert response.headers["WWW-Authenticate"] == 'Bearer realm="igris", error="invalid_token"'
     assert account.count() == account.used() == 16
 
 
@@ -107,11 +107,11 @@ def test_a_process_remembers_a_bounded_number_of_keys(
         assert len(storage._seen_keys) <= 2
 
 
-def test_an_expired_key_is_refused(account: Account) -> None:
+def test_an_expired_key_is_rejected(account: Account) -> None:
     assert account.post(EVENT).status == 200
     account.execute("UPDATE api_keys SET expires_at = now() WHERE org_id = %s", account.org_id)
     for _ in range(8):
-        assert_refused(account.post(EVENT), 401, "Unauthorized")
+        assert_rejected(account.post(EVENT), 401, "Unauthorized")
     assert account.count() == 1
 
 
@@ -119,27 +119,27 @@ def test_an_expired_key_is_refused(account: Account) -> None:
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "", "json"]
 )
 def test_it_names_the_media_type(account: Account, media_type: str) -> None:
-    answer = account.post(EVENT, Content_Type=media_type)
-    body = assert_refused(answer, 415, "Unsupported media type", account)
+    response = account.post(EVENT, Content_Type=media_type)
+    body = assert_rejected(response, 415, "Unsupported media type", account)
     assert "application/json" in body["details"][0]["message"]
-    assert answer.headers["Accept"] == "application/json, application/x-ndjson, application/jsonl"
+    assert response.headers["Accept"] == "application/json, application/x-ndjson, application/jsonl"
 
 
 @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "x"])
 def test_it_names_the_content_encodings(account: Account, encoding: str) -> None:
-    answer = account.post(EVENT, Content_Encoding=encoding)
-    body = assert_refused(answer, 415, "Unsupported media type", account)
-    assert answer.headers["Accept-Encoding"] in body["details"][0]["message"]
+    response = account.post(EVENT, Content_Encoding=encoding)
+    body = assert_rejected(response, 415, "Unsupported media type", account)
+    assert response.headers["Accept-Encoding"] in body["details"][0]["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_refused(
+def test_a_large_body_is_rejected(
     new_account: Callable[..., Account], start_service: Callable[..., Service], chunked: bool
 ) -> None:
     account = new_account(service=start_service(MAX_BODY_BYTES=1000, WEB_CONCURRENCY=1))
     fits = json.dumps(EVENT).encode().ljust(1000)
     send = (lambda body: iter([body[:400], body[400:]])) if chunked else bytes
-    body = assert_refused(account.post(send(fits + b" ")), 413, "Payload too large", account)
+    body = assert_rejected(account.post(send(fits + b" ")), 413, "Payload too large", account)
     assert "1000 bytes" in body["details"][0]["message"]
     assert "split the batch" in body["details"][0]["message"]
     assert account.post(send(fits)).status == 200
@@ -178,9 +178,9 @@ def test_a_large_body_is_refused(
     ],
     ids=lambda body: repr(body[:60]),
 )
-def test_what_is_not_json_is_refused(account: Account, body: bytes) -> None:
-    answer = assert_refused(account.post(body), 400, "Invalid JSON", account)
-    [detail] = answer["details"]
+def test_what_is_not_json_is_rejected(account: Account, body: bytes) -> None:
+    response = assert_rejected(account.post(body), 400, "Invalid JSON", account)
+    [detail] = response["details"]
     assert detail["field"] == ""
 
 
@@ -213,20 +213,20 @@ def test_an_error_says_what_to_change(account: Account, body: bytes, headers: di
 def test_a_byte_order_mark_is_skipped_at_the_beginning_of_a_body_and_of_a_line(account: Account) -> None:
     event = b"\xef\xbb\xbf" + json.dumps(EVENT).encode()
     assert account.post(event).status == 200
-    answer = account.post(event + b"\r\n" + event, Content_Type="application/x-ndjson", Prefer="handling=lenient")
-    assert answer.json["data"] == {"ingested": 2, "rejected": 0}
+    response = account.post(event + b"\r\n" + event, Content_Type="application/x-ndjson", Prefer="handling=lenient")
+    assert response.json["data"] == {"ingested": 2, "rejected": 0}
     assert account.count() == 3
 
 
 def test_more_than_1000_details_are_counted(account: Account) -> None:
-    details = assert_refused(account.post([{}] * 700), 400, "Validation failed", account)["details"]
+    details = assert_rejected(account.post([{}] * 700), 400, "Validation failed", account)["details"]
     assert len(details) == 1001
     assert details[999] == {"field": "499.toolName", "message": "Required"}
     assert details[1000] == {"field": "", "message": "and 400 more"}
 
 
 def test_a_batch_has_a_largest_size(account: Account) -> None:
-    details = assert_refused(account.post([EVENT] * 10_000 + [{}]), 400, "Validation failed", account)["details"]
+    details = assert_rejected(account.post([EVENT] * 10_000 + [{}]), 400, "Validation failed", account)["details"]
     assert details == [
         {"field": "", "message": "Array must contain at most 10000 element(s)"},
         {"field": "10000.type", "message": "Required"},
@@ -235,7 +235,7 @@ def test_a_batch_has_a_largest_size(account: Account) -> None:
 
 
 def test_one_bad_event_keeps_the_good_ones_out(account: Account) -> None:
-    details = assert_refused(
+    details = assert_rejected(
         account.post({"events": [EVENT, {**EVENT, "action": "block"}]}), 400, "Validation failed", account
     )
     [detail] = details["details"]
@@ -254,8 +254,8 @@ def test_a_body_that_breaks_off_is_not_stored(account: Account) -> None:
         with socket.create_connection(("127.0.0.1", account.service.port), timeout=10) as client:
             client.sendall((head + rest).encode())
             client.shutdown(socket.SHUT_WR)
-            answer = client.recv(10_000)
-        assert answer.startswith(b"HTTP/1.1 400 "), answer
+            response = client.recv(10_000)
+        assert response.startswith(b"HTTP/1.1 400 "), response
     assert account.rows() == []
 
 
@@ -282,7 +282,7 @@ def test_a_key_has_no_other_spelling(account: Account, behind: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", ["zz\r\n", "5\r\nabcdefgh\r\n", "-1\r\n\r\n"])
-def test_a_badly_framed_body_is_refused(account: Account, chunk: str) -> None:
+def test_a_badly_framed_body_is_rejected(account: Account, chunk: str) -> None:
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {account.key}\r\nContent-Type: application/json\r\n"
     )
