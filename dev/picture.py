@@ -1,6 +1,6 @@
 """Make the picture of the README: a request, its response, and `events --follow`, on a terminal of 80 columns.
 
-.venv/bin/python -m dev.picture docs/terminal.svg
+    .venv/bin/python -m dev.picture docs/terminal.svg
 """
 
 import io
@@ -51,12 +51,13 @@ def main(file: str) -> None:
             console.print(text)
         if command == REQUEST:
             console.print(Rule(style="dim"))
+    console.print()  # else the underscores of the last line are cut off
     svg = console.export_svg(title="igris-ingest", unique_id="terminal")
     Path(file).write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))  # no font from elsewhere
 
 
 def run(service: Service, folder: str) -> tuple[str, str]:
-    """Return what the request responses, and what `events` shows of it on a terminal."""
+    """Return the response of the request, and what `events` shows of it on a terminal."""
     environ = {**os.environ, "DATABASE_URL": service.database_url, "COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
     environ["PATH"] = f"{ROOT}:{environ['PATH']}"
     terminal, end = pty.openpty()
