@@ -1,6 +1,6 @@
 """Make the picture of the README: a request, its response, and `events --follow`, on a terminal of 80 columns.
 
-    .venv/bin/python -m dev.picture docs/terminal.svg
+.venv/bin/python -m dev.picture docs/terminal.svg
 """
 
 import io

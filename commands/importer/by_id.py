@@ -33,6 +33,10 @@ SELECT_CONTENTS = """
 """
 
 
+class IdsNotUnique(Exception):
+    """Two rows of the file have the same id and other content. The arguments are their lines."""
+
+
 class ImportById(RowCounts):
     """Stores the events whose row id this organization has not imported before.
 
@@ -54,7 +58,7 @@ class ImportById(RowCounts):
     def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
         """Store the events; yield after each chunk.
 
-        Raises QuotaEnded, AllRejected, and Unreadable when what came before is stored.
+        Raises QuotaEnded, AllRejected, IdsNotUnique, and Unreadable when what came before is stored.
         """
         unreadable = None
         chunk: dict[bytes, Event] = {}
@@ -62,7 +66,9 @@ class ImportById(RowCounts):
         try:
             for event in self.valid(items):
                 if (earlier := chunk.get(event.row_id)) is not None:
-                    self._skip(event, earlier.content)
+                    if earlier.content != event.content:
+                        raise IdsNotUnique(earlier.line, event.line)
+                    self._skip(event, event.content)
                     continue
                 chunk[event.row_id] = event
                 size += len(event.text)

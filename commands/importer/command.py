@@ -20,7 +20,7 @@ import psycopg
 
 import database_errors
 from commands.base import check_organization, exclusive, reports_errors, session_with_timeouts
-from commands.importer.by_id import ImportById
+from commands.importer.by_id import IdsNotUnique, ImportById
 from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded, StoredAlready
 from commands.importer.expressions import Expression
 from commands.importer.files import Source, Unreadable
@@ -299,7 +299,7 @@ def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> 
     return file_format
 
 
-STOPS = (Unreadable, AllRejected, Changed, StoredAlready, MixedForms, QuotaEnded)
+STOPS = (Unreadable, AllRejected, IdsNotUnique, Changed, StoredAlready, MixedForms, QuotaEnded)
 
 
 def _options(
@@ -338,6 +338,12 @@ def _problem(error: BaseException, file: str) -> tuple[str, int]:
             return (
                 f"{file}: {equal} of the first {size} rows are stored already, as equal events of an earlier import. "
                 "Name the column with a row's id: --id COLUMN. If they are other events, --changed-file stores them"
+            ), 1
+        case IdsNotUnique():
+            first, second = error.args
+            return (
+                f"{file}: lines {first} and {second} have the same id and other content: --id has to name what is "
+                "unique, such as [trace_id, span_id]. Rows before them may be stored: `imports list` shows it"
             ), 1
         case MixedForms():
             odd, size, reason = error.args

@@ -69,6 +69,13 @@ def test_a_row_that_has_other_content_now_is_reported_and_not_doubled(account: A
     assert done.stderr == "Note: 1 row imported before with other content, the first on line 2: not stored again\n"
 
 
+def test_a_column_that_is_not_unique_loses_no_row(account: Account, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.csv", "type,toolName,model\ncustom,x,m\ncustom,y,n\ncustom,z,m\n")
+    done = import_(account, str(file), "--id", "model", "--timestamp-now")
+    assert (done.returncode, account.count()) == (1, 0)
+    assert "lines 2 and 4 have the same id and other content: --id has to name what is unique" in done.stderr
+
+
 def test_an_id_is_a_column_or_an_expression_and_has_to_be_there(account: Account, tmp_path: Path) -> None:
     file = write(tmp_path, "a.csv", "type,toolName,trace,span\ncustom,x,t,1\ncustom,x,t,2\ncustom,x,t,1\ncustom,x,,\n")
     done = import_(account, str(file), "--id", "[trace, span]", "--timestamp-now")
