@@ -6,8 +6,8 @@ from itertools import islice
 import psycopg
 
 import storage
-from commands.base import translate_errors
-from commands.importer.chunks import QuotaEnded, RowCounts
+from commands.base import server_time, translate_errors
+from commands.importer.chunks import QuotaEnded, RowCounts, StoredAlready, count_equal
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
 from database import TimeoutConnection
@@ -27,14 +27,18 @@ INSERT_ROWS = """
 INSERT_AND_RETURN_ROWS = f"{INSERT_ROWS} RETURNING row_id"
 
 SELECT_CONTENTS = """
-    SELECT row_id, content
+    SELECT row_id, content, stored_at >= %(began)s AS is_of_this_run
     FROM imported_rows
     WHERE org_id = %(org_id)s AND row_id = ANY (%(ids)s::bytea[])
 """
 
 
 class IdsNotUnique(Exception):
-    """Two rows of the file have the same id and other content. The arguments are their lines."""
+    """A row of the file has the id of another row of the file, and other content. The argument is its line."""
+
+
+class OtherContent(Exception):
+    """Most of the first rows have ids of imported rows with other content. The arguments are how many, of how many."""
 
 
 class ImportById(RowCounts):
@@ -45,20 +49,29 @@ class ImportById(RowCounts):
     """
 
     def __init__(
-        self, connection: TimeoutConnection, org_id: str, on_reject: Callable[[Reject], None], *, stores: bool
+        self,
+        connection: TimeoutConnection,
+        org_id: str,
+        on_reject: Callable[[Reject], None],
+        *,
+        stores: bool,
+        may_repeat: bool = False,
     ) -> None:
-        """Without `stores`, rows are only looked for."""
+        """Without `stores`, rows are only looked for. If they `may_repeat`, they may be equal to imported events."""
         super().__init__(on_reject)
         self._connection = connection
         self._org_id = org_id
         self._stores = stores
+        self._may_repeat = may_repeat
+        self._began = server_time(connection)
         self.changed = 0  # rows that were imported before with other content
         self.first_changed = 0  # the line of the first of them
 
     def run(self, items: Iterator[Event | Reject]) -> Iterator[None]:
         """Store the events; yield after each chunk.
 
-        Raises QuotaEnded, AllRejected, IdsNotUnique, and Unreadable when what came before is stored.
+        Raises QuotaEnded, AllRejected, IdsNotUnique, OtherContent, StoredAlready, and Unreadable when what came before
+        is stored.
         """
         unreadable = None
         chunk: dict[bytes, Event] = {}
@@ -67,7 +80,7 @@ class ImportById(RowCounts):
             for event in self.valid(items):
                 if (earlier := chunk.get(event.row_id)) is not None:
                     if earlier.content != event.content:
-                        raise IdsNotUnique(earlier.line, event.line)
+                        raise IdsNotUnique(event.line)
                     self._skip(event, event.content)
                     continue
                 chunk[event.row_id] = event
@@ -87,6 +100,8 @@ class ImportById(RowCounts):
         """Store the new events of a chunk, or as many as the quota has room for. Raises QuotaEnded."""
         if not chunk:
             return
+        if self._stores and self.stored == self.skipped == 0:
+            self._check_first(chunk)
         try:
             with translate_errors():
                 new = self._try(chunk)
@@ -104,8 +119,9 @@ class ImportById(RowCounts):
             self.stored += len(new) if self._stores else 0
             with translate_errors():
                 contents = self._contents([row_id for row_id in chunk if row_id not in new])
-            for row_id, content in contents.items():
-                self._skip(chunk[row_id], content)
+            for row_id, event in chunk.items():
+                if row_id not in new:
+                    self._skip(event, *contents.get(row_id, (event.content, False)))
 
     def _try(self, chunk: dict[bytes, Event]) -> set[bytes]:
         """Store the new events of a chunk in one transaction, and return the ids of their rows."""
@@ -143,14 +159,30 @@ class ImportById(RowCounts):
         self._store(dict(islice(chunk.items(), end)))
         raise QuotaEnded(list(chunk.values())[end].line)
 
-    def _contents(self, ids: list[bytes]) -> dict[bytes, bytes]:
-        """Return the content of the rows that were imported, by their ids."""
+    def _check_first(self, chunk: dict[bytes, Event]) -> None:
+        """Raise OtherContent or StoredAlready if most of the first rows were imported as others, or without ids."""
+        with translate_errors():
+            before = self._contents(list(chunk))
+        changed = sum(chunk[row_id].content != content for row_id, (content, _) in before.items())
+        if changed > len(chunk) // 2:
+            raise OtherContent(changed, len(chunk))
+        new = [event.text for row_id, event in chunk.items() if row_id not in before][:1000]
+        if new and not self._may_repeat:
+            equal = count_equal(self._connection, self._org_id, new)
+            if equal > len(new) // 2:
+                raise StoredAlready(equal, len(new))
+
+    def _contents(self, ids: list[bytes]) -> dict[bytes, tuple[bytes, bool]]:
+        """Return the content of the rows that were imported, and whether by this run, by their ids."""
         if not ids:
             return {}
-        rows = self._connection.execute(SELECT_CONTENTS, {"org_id": self._org_id, "ids": ids})
-        return {bytes(row_id): bytes(content) for row_id, content in rows}
+        values = {"org_id": self._org_id, "ids": ids, "began": self._began}
+        rows = self._connection.execute(SELECT_CONTENTS, values)
+        return {bytes(row_id): (bytes(content), is_of_this_run) for row_id, content, is_of_this_run in rows}
 
-    def _skip(self, event: Event, content: bytes) -> None:
+    def _skip(self, event: Event, content: bytes, is_of_this_run: bool = True) -> None:
+        if event.content != content and is_of_this_run:
+            raise IdsNotUnique(event.line)
         self.skipped += 1
         if event.content != content:
             self.changed += 1

@@ -1,6 +1,7 @@
 """Store events in chunks, each exactly once."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ class Changed(Exception):
 
 
 class StoredAlready(Exception):
-    """The first rows of another file are stored already. The arguments are how many of how many."""
+    """Rows of another file are stored already. The arguments are how many of how many."""
 
 
 class AllRejected(Exception):
@@ -70,7 +71,8 @@ class RowCounts:
         self._on_reject = on_reject
         self.read = self.stored = self.skipped = self.rejected = 0
         self.reasons: Counter[str] = Counter()
-        """How many rows were rejected for which reason, for the first MAX_REASONS of them."""
+        """How many rows were rejected for which reason, the first of its kind, for the first MAX_REASONS of them."""
+        self._examples: dict[str, str] = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,7 +91,9 @@ class RowCounts:
 
     def reject(self, reject: Reject) -> None:
         self.rejected += 1
-        reason = reject.reason if len(reject.reason) <= 200 else f"{reject.reason[:200]}..."
+        kind = re.sub(r'^timestamp "[^"]*"|at byte \d+', "", reject.reason)  # the values differ from row to row
+        reason = self._examples.setdefault(kind, reject.reason) if len(self._examples) < MAX_REASONS else reject.reason
+        reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
         if reason in self.reasons or len(self.reasons) < MAX_REASONS:
             self.reasons[reason] += 1
         self._on_reject(reject)
@@ -182,13 +186,14 @@ class Import(RowCounts):
     ) -> None:
         """Without `stores`, events are only looked for. The first `earlier` ones must be those that were stored before.
 
-        Unless it `may_repeat`, a file whose first rows mostly are stored already is not stored.
+        Unless it `may_repeat`, a file with rows that are stored already is not stored.
         """
         super().__init__(on_reject)
         self._chunks = chunks
         self._earlier = earlier
         self._stores = stores
         self._may_repeat = may_repeat
+        self._next_check = 0  # after so many events, it is looked whether the next ones are stored already
         self._done = 0  # events that are stored or skipped
         self._done_digest = hashlib.sha256()
         self._pending: list[_Pending] = []
@@ -254,15 +259,15 @@ class Import(RowCounts):
                 self.skipped += next_end - self._done
                 return self._drop(next_end - self._done)
             end = min(end, begin)
-        if self._done == 0 and not self._may_repeat and not self._earlier:
-            self._check_first(end)
+        if not self._may_repeat and not self._earlier and self._done >= self._next_check:
+            self._check_equal(end)
         return self._store(self._chunks, end)
 
-    def _check_first(self, size: int) -> None:
-        """Raise StoredAlready if most of the first rows are equal to events of earlier imports."""
-        self._may_repeat = True
+    def _check_equal(self, size: int) -> None:
+        """Raise StoredAlready if rows are equal to events of earlier imports: of every chunk it would take long."""
+        self._next_check = 2 * self._done + 1
         equal = self._chunks.count_equal([each.event.text for each in self._pending[:size]])
-        if equal > size // 2:
+        if equal > size // 10:
             raise StoredAlready(equal, size)
 
     def _store(self, chunks: Chunks, size: int) -> None:

@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ import psycopg
 
 import database_errors
 from commands.base import check_organization, exclusive, reports_errors, session_with_timeouts
-from commands.importer.by_id import IdsNotUnique, ImportById
+from commands.importer.by_id import IdsNotUnique, ImportById, OtherContent
 from commands.importer.chunks import AllRejected, Changed, Chunks, Import, QuotaEnded, StoredAlready
 from commands.importer.expressions import Expression
 from commands.importer.files import Source, Unreadable
@@ -121,10 +121,22 @@ class Encoding(click.ParamType[str]):
             self.fail(f"{value!r} is not an encoding; use a name such as cp1252, latin-1 or utf-16", param, ctx)
 
 
+def _once(_ctx: click.Context, _param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """Return the one value of an option: the last of two would win without a word."""
+    if len(values) > 1:
+        raise click.BadParameter("is given twice")
+    return values[0] if values else None
+
+
+def _option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return an option that can be given once."""
+    return click.option(*names, multiple=True, callback=_once, **attributes)
+
+
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("--org", type=Name(), required=True, help="The organization that the events belong to.")
-@click.option(
+@_option("--org", type=Name(), required=True, help="The organization that the events belong to.")
+@_option(
     "--format",
     "file_format",
     type=click.Choice(sorted({*FORMATS.values(), "split"} - {"rejects"})),
@@ -139,7 +151,7 @@ class Encoding(click.ParamType[str]):
     help="The column that a field is in, or a JMESPath expression over the row.",
 )
 @click.option("--set", "constants", type=Field(), multiple=True, metavar="FIELD=VALUE", help="One value for all rows.")
-@click.option("--timezone", "zone", type=TimeZone(), help="For timestamps without one: UTC, Europe/Berlin.")
+@_option("--timezone", "zone", type=TimeZone(), help="For timestamps without one: UTC, Europe/Berlin.")
 @click.option(
     "--map-value",
     "translations",
@@ -155,19 +167,16 @@ class Encoding(click.ParamType[str]):
     multiple=True,
     help="The list of rows in a JSON document, as a JMESPath expression; again: a list in each of these rows.",
 )
-@click.option(
+@_option(
     "--id",
     "row_id",
-    default="",
     metavar="EXPRESSION",
     help="The column with the id of a row, or a JMESPath expression: a row is stored once, whatever file it comes in.",
 )
-@click.option("--where", type=JmesPath(), help="Only the rows for which the expression finds something.")
-@click.option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
-@click.option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
-@click.option(
-    "--time-format", type=TimeFormat(), default="", help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'."
-)
+@_option("--where", type=JmesPath(), help="Only the rows for which the expression finds something.")
+@_option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
+@_option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
+@_option("--time-format", type=TimeFormat(), help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'.")
 @click.option("--timestamp-now", is_flag=True, help="Date rows without a timestamp at the time of the import.")
 @click.option(
     "--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import, or repeat it."
@@ -175,7 +184,7 @@ class Encoding(click.ParamType[str]):
 @click.option(
     "--mixed-forms", is_flag=True, help="Go on although the first rows have timestamps or bytes of several forms."
 )
-@click.option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
+@_option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
 @click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
 @reports_errors
 def import_(
@@ -190,11 +199,11 @@ def import_(
     each: tuple[Expression, ...],
     delimiter: str | None,
     encoding: str | None,
-    time_format: str,
+    time_format: str | None,
     timestamp_now: bool,
     changed_file: bool,
     mixed_forms: bool,
-    row_id: str,
+    row_id: str | None,
     where: Expression | None,
     rejects_path: str | None,
     dry_run: bool,
@@ -218,10 +227,8 @@ def import_(
     """
     sys.set_int_max_str_digits(MAX_DIGITS)
     file_format = _checked_format(file, file_format, each)
-    if row_id and changed_file:
-        raise click.UsageError("--changed-file is for files without --id.")
-    options = _options(sources, constants, translations, dropped, timestamp_now, row_id)
-    maker = _maker(options, zone, time_format, where)
+    options = _options(sources, constants, translations, dropped, timestamp_now, row_id or "")
+    maker = _maker(options, zone, time_format or "", where)
     with ExitStack() as stack:
         connection = stack.enter_context(session_with_timeouts())
         check_organization(connection, org)
@@ -233,12 +240,12 @@ def import_(
         on_reject = rejects.write if record else lambda reject: None
         job: ImportById | Import
         if row_id:
-            job = ImportById(connection, org, on_reject, stores=not dry_run)
+            job = ImportById(connection, org, on_reject, stores=not dry_run, may_repeat=changed_file)
         else:
             earlier = record.earlier if record and not changed_file else 0
             chunks = Chunks(connection, org)
             job = Import(chunks, on_reject, earlier, stores=not dry_run, may_repeat=changed_file)
-        problem, status = "", 0
+        problem, status, source_note = "", 0, ""
         try:
             source = stack.enter_context(Source(file, getattr(sys.stdin, "buffer", None), encoding))
             maker.may_lack_columns = source.is_rejects
@@ -255,8 +262,7 @@ def import_(
                 show_progress(source.position(), job.read)
                 if record:
                     record.update(job.counts)
-            if source.note:
-                maker.notes.append(source.note)
+            source_note = source.note
         except (*STOPS, database_errors.Unavailable, KeyboardInterrupt) as error:
             problem, status = _problem(error, printable(file))
             if isinstance(error, AllRejected | MixedForms):
@@ -274,7 +280,13 @@ def import_(
         click.echo(f"the month's quota has room for {'any number' if room is None else room}")
     for reason, count in job.reasons.most_common(10):
         click.echo(f"  {count:,} x {printable(reason)}", err=True)
-    notes = list(maker.notes)
+    notes = [*maker.notes, *([source_note] if source_note else [])]
+    if not (problem or job.read or maker.left_out):
+        notes.append("no rows were found")
+    if not (problem or job.read) and maker.left_out:
+        problem, status = "--where left out all rows", 1
+    if maker.first_day < maker.last_day:
+        click.echo(f"timestamps from {maker.first_day} to {maker.last_day}", err=True)
     if isinstance(job, ImportById) and job.changed:
         what = (
             f"{counted(job.changed, 'row')} imported before with other content, the first on line {job.first_changed}"
@@ -299,7 +311,7 @@ def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> 
     return file_format
 
 
-STOPS = (Unreadable, AllRejected, IdsNotUnique, Changed, StoredAlready, MixedForms, QuotaEnded)
+STOPS = (Unreadable, AllRejected, IdsNotUnique, OtherContent, Changed, StoredAlready, MixedForms, QuotaEnded)
 
 
 def _options(
@@ -314,6 +326,9 @@ def _options(
     for option, given in (("--map", sources), ("--set", constants)):
         if len({field for field, _ in given}) < len(given):
             raise click.UsageError(f"{option} names a field twice.")
+    for field, _ in constants:
+        if field in dict(sources):
+            raise click.UsageError(f"--map and --set both name {field}.")
     table: dict[str, dict[str, str]] = {}
     for field, value, new in translations:
         table.setdefault(field, {})[value] = new
@@ -336,14 +351,19 @@ def _problem(error: BaseException, file: str) -> tuple[str, int]:
         case StoredAlready():
             equal, size = error.args
             return (
-                f"{file}: {equal} of the first {size} rows are stored already, as equal events of an earlier import. "
-                "Name the column with a row's id: --id COLUMN. If they are other events, --changed-file stores them"
+                f"{file}: {equal} of {size} rows are stored already, as equal events of an earlier import. Undo that "
+                "import, and import all files with a row's id: --id COLUMN. If they are other events: --changed-file"
             ), 1
         case IdsNotUnique():
-            first, second = error.args
             return (
-                f"{file}: lines {first} and {second} have the same id and other content: --id has to name what is "
-                "unique, such as [trace_id, span_id]. Rows before them may be stored: `imports list` shows it"
+                f"{file}: line {error} has the id of another row of the file, and other content: --id has to name what "
+                "is unique, such as [trace_id, span_id]. If rows were stored, `imports undo` takes them back"
+            ), 1
+        case OtherContent():
+            changed, size = error.args
+            return (
+                f"{file}: {changed} of the first {size} rows have ids that were imported before, with other content. "
+                "An organization's imports share their ids: add a name to them: --id \"['calls', call_id]\""
             ), 1
         case MixedForms():
             odd, size, reason = error.args

@@ -79,6 +79,9 @@ class Source:
         self.is_parquet = begin.startswith(b"PAR1")
         self.is_rejects = bool(_REJECT.match(self.peek(100)))
         if encoding is not None and not self.is_rejects:
+            if encoding in _ONE_BYTE and _is_utf8(self.peek(2**16)):
+                self._file.close()
+                raise Unreadable("it is UTF-8: leave --encoding out")
             self._stream = io.BufferedReader(_AsUtf8(self._stream, encoding), 2**16)
 
     def __enter__(self) -> "Source":
@@ -114,6 +117,17 @@ class Source:
         except UnicodeError as error:
             what = f"Not {error.encoding}: {error.reason}" if isinstance(error, UnicodeDecodeError) else str(error)
             raise Unreadable(what) from None
+
+
+_ONE_BYTE = ("cp1252", "cp1250", "iso8859-1", "iso8859-15", "cp850", "cp437", "mac-roman")
+
+
+def _is_utf8(begin: bytes) -> bool:
+    """Return whether bytes have characters beyond ASCII, and all in UTF-8. The last one may be cut."""
+    try:
+        return not codecs.getincrementaldecoder("utf-8")().decode(begin).isascii()
+    except UnicodeDecodeError:
+        return False
 
 
 class _AsUtf8(io.RawIOBase):

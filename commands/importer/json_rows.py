@@ -114,7 +114,9 @@ def _found(raw: bytes, each: Sequence[Expression]) -> Any:
             return document
         found = each[0].search(document)
         for expression in each[1:]:
-            found = [row for outer in found or () for row in _inner_rows(outer, expression)]
+            if not isinstance(found, list):
+                break
+            found = [row for outer in found for row in _inner_rows(outer, expression)]
     except json_text.InvalidJSON as error:
         raise Unreadable(f"Invalid JSON: {error}") from None
     except jmespath.exceptions.JMESPathError as error:

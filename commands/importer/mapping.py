@@ -38,7 +38,13 @@ class FieldFinder:
     """Finds the fields in rows with certain columns. Raises Unreadable if the options don't fit the columns."""
 
     def __init__(
-        self, options: Options, names: list[str], *, is_complete: bool = False, may_lack_columns: bool = False
+        self,
+        options: Options,
+        names: list[str],
+        *,
+        is_complete: bool = False,
+        may_lack_columns: bool = False,
+        where: Expression | None = None,
     ) -> None:
         """`names` are the columns: all that a row can have (`is_complete`), or those of the first rows.
 
@@ -48,9 +54,13 @@ class FieldFinder:
         self._names = names
         self._may_lack_columns = may_lack_columns
         self.notes: list[str] = []  # what may be a mistake, and may be none
+        self.translated: set[tuple[str, str]] = set()  # the fields and values of --map-value that a row had
         taken = {source for source in options.sources.values() if source in names}
         self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]
         self._row_id = self._place("--id ", options.row_id, []) if options.row_id else None
+        if where and names and not may_lack_columns:
+            for column in sorted(where.columns(optional=False) - set(names)):
+                raise self._no_column("--where ", where.text, column, is_alone=False)
         for column in sorted(options.dropped - set(names)) if names and not may_lack_columns else ():
             raise Unreadable(f"no column is called {column!r}, as --drop has it{self._nearest(column)}")
         if is_complete:
@@ -63,6 +73,7 @@ class FieldFinder:
         fields: dict[str, Any] = {}
         others = {name: value for name, value in row.items() if name and name not in self._options.dropped}
         view = None
+        columns_of: dict[str, str] = {}
         for field, columns, expression in self._places:
             if expression is not None:
                 view = entered(row) if view is None else view
@@ -76,13 +87,20 @@ class FieldFinder:
             for column in columns:
                 if column in others:
                     del others[column]
+                    columns_of[field] = column
                     if row[column] is not None:
                         fields[field] = row[column]
                     break
         for field, translation in self._options.translations.items():
-            if field in fields:
-                value = fields[field] if isinstance(fields[field], str) else simplejson.dumps(fields[field])
-                fields[field] = translation.get(value, translation.get("*", fields[field]))
+            if field not in fields:
+                continue
+            value = fields[field] if isinstance(fields[field], str) else simplejson.dumps(fields[field])
+            known = value if value in translation else "*"
+            if (translated := translation.get(known)) is not None:
+                self.translated.add((field, known))
+                if field in columns_of and translated != value:  # the original is kept
+                    others[columns_of[field]] = fields[field]
+                fields[field] = translated
         return fields, others
 
     def row_id(self, row: dict[str, Any]) -> Any:
@@ -122,14 +140,15 @@ class FieldFinder:
         return _Place(field, own, expression)
 
     def _no_column(self, option: str, source: str, column: str, *, is_alone: bool = True) -> Unreadable:
-        maybe = "" if is_alone else f". If rows may lack it, write maybe({column})"
+        maybe = "" if is_alone else f". If rows may lack it, write maybe({column}); a text has single quotes"
         return Unreadable(
             f"no column is called {column!r}, as {option}{source} has it{self._nearest(column)} "
             f"(there are {_listed(self._names)}){maybe}"
         )
 
     def _nearest(self, column: str) -> str:
-        nearest = difflib.get_close_matches(column, self._names, 1)
+        nearest = [name for name in self._names if name.lower() == column.lower()]
+        nearest = nearest or difflib.get_close_matches(column, self._names, 1)
         nearest = nearest or [name for name in self._names if column in name]  # model in provided_model_name
         return f"; did you mean {nearest[0]!r}?" if nearest else ""
 

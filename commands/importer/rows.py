@@ -69,7 +69,10 @@ class EventMaker:
         self._time_formats = list(dict.fromkeys(_with_zone(time_format, name) for name in _UTC_NAMES if time_format))
         self._where = where
         self.left_out = 0  # rows, by `where`
-        self._latest_epoch = int((datetime.now(UTC) + timedelta(days=1)).timestamp())
+        latest = datetime.now(UTC) + timedelta(days=1)
+        self._latest_epoch = int(latest.timestamp())
+        self._latest_day = f"{latest + timedelta(days=1):%Y-%m-%d}"
+        self.first_day, self.last_day = "9999", ""  # of the events' timestamps
         self._finder: FieldFinder | None = None
         self._is_exported = False
         self.may_lack_columns = False  # set for rejects: they need not have all the columns that the options name
@@ -85,7 +88,13 @@ class EventMaker:
     @property
     def notes(self) -> list[str]:
         """What may be a mistake in the options, and may be none."""
-        return self._finder.notes if self._finder else []
+        if self._finder is None:
+            return []
+        given = [
+            (field, value) for field, table in self._options.translations.items() for value in table if value != "*"
+        ]
+        unused = [each for each in given if each not in self._finder.translated]
+        return [*self._finder.notes, *(f"no row had the {field} {value!r} of --map-value" for field, value in unused)]
 
     def check_header(self, names: list[str]) -> None:
         """Raise Unreadable if a row with these columns can't be an event."""
@@ -93,13 +102,13 @@ class EventMaker:
             if name and count > 1:
                 raise Unreadable(f"the header row has the column {name!r} twice")
         self._is_exported = {f"receipt.{name}" for name in RECEIPT} <= set(names)
-        self._finder = FieldFinder(self._options, names, is_complete=True)
+        self._finder = FieldFinder(self._options, names, is_complete=True, where=self._where)
 
     def events(self, rows: Rows) -> Iterator[Event | Reject]:
         """Yield the event of each row, or a Reject that says why it can't be one."""
-        rows = self._chosen(rows) if self._where else rows
         if self._finder is None:
             rows = self._check_first_rows(rows)
+        rows = self._chosen(rows) if self._where else rows
         has_id = bool(self._options.row_id)
         for row in rows:
             if isinstance(row, Reject):
@@ -132,7 +141,7 @@ class EventMaker:
         if isinstance(found, float) and row.text is not None:  # it has lost its digits
             found = cast(FieldFinder, self._finder).row_id(simplejson.loads(row.text, use_decimal=True))
         if found is None or found == "":
-            raise InvalidRow("Has no id, as --id names it")
+            raise InvalidRow("Has no id, as --id names it: leave --id out, or name another value for such rows with ||")
         return _digest(found if isinstance(found, str) else simplejson.dumps(found, use_decimal=True, sort_keys=True))
 
     def _check_first_rows(self, rows: Rows) -> Rows:
@@ -152,7 +161,9 @@ class EventMaker:
         except Unreadable as error:
             problem = error
         if self._finder is None:  # reading the first row may have read the header
-            self._finder = FieldFinder(self._options, list(names), may_lack_columns=self.may_lack_columns)
+            self._finder = FieldFinder(
+                self._options, list(names), may_lack_columns=self.may_lack_columns, where=self._where
+            )
         yield from first
         if problem:
             raise problem
@@ -170,13 +181,15 @@ class EventMaker:
             if self._is_event(value):
                 return _validated(value, row.text)
             value = simplejson.loads(row.text, use_decimal=True)  # with every digit
-        value = self._as_sent(value)
+        sent = self._as_sent(value)
+        is_exported = sent is not value
+        value = sent
         fields, others = cast(FieldFinder, self._finder).find(value)
         fields, others = _with_metadata(fields, others)
         fields.update(self._constants)
         if "timestamp" not in fields and not self._options.is_dated_now:
             raise InvalidRow("timestamp: Is missing; --timestamp-now dates such rows at the time of the import")
-        return self._event(fields, others)
+        return self._event(fields, others, is_exported=is_exported)
 
     def _as_sent(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return an exported row without what `export` added: the receipt, and apostrophes for spreadsheets."""
@@ -197,14 +210,22 @@ class EventMaker:
         if "timestamp" not in value:
             return self._options.is_dated_now
         time = value["timestamp"]
-        return type(time) is str and self._instant(time) == time
+        return type(time) is str and self._dated(self._instant(time)) == time
 
-    def _event(self, fields: dict[str, Any], others: dict[str, Any]) -> str:
+    def _dated(self, instant: str, *, is_exported: bool = False) -> str:
+        """Return an instant, and note its day. Raises InvalidRow if the day is in the future."""
+        day = instant[:10]
+        if day > self._latest_day and not is_exported:
+            raise InvalidRow(f'timestamp "{instant[:60]}": Is in the future')
+        self.first_day, self.last_day = min(self.first_day, day), max(self.last_day, day)
+        return instant
+
+    def _event(self, fields: dict[str, Any], others: dict[str, Any], *, is_exported: bool = False) -> str:
         time = fields.get("timestamp")
         if isinstance(time, Decimal | int | float) and not isinstance(time, bool):
             time = str(time)
         if type(time) is str:
-            fields["timestamp"] = self._instant(time)
+            fields["timestamp"] = self._dated(self._instant(time), is_exported=is_exported)
         metadata = fields.pop("metadata", None)
         if others:
             if metadata is None:
@@ -233,6 +254,8 @@ class EventMaker:
         if _DATE.fullmatch(text):
             return f"{text}T00:00:00{self._offset(text, is_date=True)}"
         if not (match := _EXPORTED.fullmatch(text)):
+            if self._time_formats:
+                raise InvalidRow(f'timestamp "{text[:60]}": Does not have the form of --time-format')
             raise InvalidRow(f'timestamp "{text[:60]}": Has no known form; give its form with --time-format')
         date, time, fraction, offset = match.groups(default="")
         if offset == "":

@@ -34,7 +34,7 @@ def test_the_zone_and_the_half_of_the_day_are_kept(tmp_path: Path, time_format: 
 def test_another_zone_by_name_is_rejected(tmp_path: Path) -> None:
     maker = EventMaker(Options(), ZoneInfo("Asia/Tokyo"), "%Y-%m-%d %H:%M:%S %Z")
     [reject] = read(tmp_path, "a.ndjson", json.dumps({**ROW, "timestamp": "2026-03-19 09:00:00 EST"}), maker)
-    assert reject.reason == 'timestamp "2026-03-19 09:00:00 EST": Has no known form; give its form with --time-format'
+    assert reject.reason == 'timestamp "2026-03-19 09:00:00 EST": Does not have the form of --time-format'
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,58 @@ def run(account: Account) -> Callable[..., list[str]]:
         return [json.loads(line)["toolName"] for line in done.stdout.splitlines()]
 
     return run_
+
+
+def test_a_condition_that_names_no_column_or_leaves_everything_out_is_an_error(
+    account: Account, tmp_path: Path
+) -> None:
+    file = write(tmp_path, "a.ndjson", ndjson([{**ROW, "timestamp": "2026-03-19T10:00:00Z"}]))
+    for where, said in (
+        ("typ == 'custom'", "no column is called 'typ', as --where typ == 'custom' has it; did you mean 'type'?"),
+        ('type == "custom"', "a text has single quotes"),
+        ("type==custom", "no column is called 'custom'"),
+        ("type == 'costum'", "--where left out all rows"),
+    ):
+        done = import_(account, str(file), "--where", where)
+        assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert account.count() == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--where", "type", "--where", "toolName"],
+        ["--id", "a", "--id", "b"],
+        ["--timezone", "UTC", "--timezone", "Asia/Tokyo"],
+        ["--map", "toolName=a", "--set", "toolName=x"],
+    ],
+)
+def test_options_that_would_overrule_each_other_are_wrong_usage(
+    account: Account, tmp_path: Path, options: list[str]
+) -> None:
+    assert import_(account, str(write(tmp_path, "a.ndjson", ndjson([ROW]))), *options).returncode == 2
+
+
+def test_a_time_in_the_future_is_rejected_and_the_days_are_shown(account: Account, tmp_path: Path) -> None:
+    days = ["2026-03-01T10:00:00Z", "2026-03-05 10:00:00+01", "2036-03-19T10:00:00Z"]
+    rows = [{**ROW, "timestamp": day} for day in days]
+    done = import_(account, str(write(tmp_path, "a.ndjson", ndjson(rows))), "--mixed-forms")
+    assert (done.returncode, account.count()) == (3, 2)
+    assert '  1 x timestamp "2036-03-19T10:00:00Z": Is in the future\n' in done.stderr
+    assert "timestamps from 2026-03-01 to 2026-03-05\n" in done.stderr
+
+
+def test_what_is_not_found_is_noted(account: Account, tmp_path: Path) -> None:
+    empty = write(tmp_path, "a.csv", "type,toolName,timestamp\n")
+    assert import_(account, str(empty)).stderr == "Note: no rows were found\n"
+    row = {**ROW, "timestamp": "2026-03-19T10:00:00Z"}
+    done = import_(account, str(write(tmp_path, "b.ndjson", ndjson([row]))), "--map-value", "type:costum=completion")
+    assert done.stderr == "Note: no row had the type 'costum' of --map-value\n"
+    swapped = write(tmp_path, "c.json", json.dumps({"data": [{"results": [row]}]}))
+    assert "--each finds no list" in import_(account, str(swapped), "--each", "results", "--each", "data").stderr
+
+
+def test_utf8_is_not_read_in_another_encoding(account: Account, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.csv", "type,toolName\ncustom,ü€\n")
+    done = import_(account, str(file), "--encoding", "cp1252", "--timestamp-now")
+    assert (done.returncode, "it is UTF-8: leave --encoding out" in done.stderr) == (1, True)

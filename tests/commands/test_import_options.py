@@ -33,7 +33,7 @@ def test_fields_come_from_expressions_and_translated_values(account: Account, tm
     assert done.returncode == 0, done.stderr
     [(event_type, tool, action, time, metadata)] = stored(account)
     assert (event_type, tool, action, time) == ("completion", "gpt-4o", "alert", "2026-03-19 10:00:00+00")
-    assert set(metadata) == {"response", "payload"}
+    assert set(metadata) == {"response", "payload", "call_type"}  # what --map-value replaced
     cost = account.rows("metadata #>> '{response,body,usage,cost}'")[0][0]
     assert cost == "12345678901234567890.123456789"
 

@@ -46,10 +46,10 @@ EXPECTED = {
     "azure_openai_records.json": [("completion", "gpt-4o", "log"), ("embedding", "text-embedding-3-small", "log")],
     "helicone_requests.csv": [
         ("completion", "gpt-4o", "log"),
-        ("embedding", "text-embedding-3-small", "log"),
+        ("embedding", "text-embedding-3-small", "alert"),
         ("completion", "CUSTOM", "log"),
     ],
-    "portkey_logs.jsonl": [("completion", "gpt-4o", "log"), ("completion", "claude-sonnet-4", "log")],
+    "portkey_logs.jsonl": [("completion", "gpt-4o", "log"), ("completion", "claude-sonnet-4", "alert")],
     "psql.csv": [
         ("completion", "gpt-4o", "log"),
         ("tool_call", "claude-sonnet-4-20250514", "log"),
