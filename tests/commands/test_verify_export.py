@@ -6,23 +6,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from commands.base import connect
 from commands.evidence import chain
 from commands.evidence.trail import Filters, lines
-from tests.commands.trail import export, receive, run, seals, verify
+from tests.commands.trail import change, export, run, seals, verify
 from tests.support import Account
 
 NOT_IN_TRAIL = "line {0} (event {1}) is missing from the trail"
-
-
-@pytest.fixture
-def sealed(account: Account) -> Account:
-    receive(account, *(f"2026-03-0{day}T10:00:00Z" for day in (1, 2, 3)))
-    assert len(seals(account)) == 3
-    return account
 
 
 @pytest.fixture
@@ -116,11 +108,6 @@ def test_an_export_of_some_events_is_compared_with_its_own_conditions(sealed: Ac
     assert compare(sealed, tmp_path / "some")[0] == 4
     assert compare(sealed, tmp_path / "some", "--tool", "2026-03-02T10:00:00Z 1") == (0, [], [])
     assert run(sealed, "verify", "--tool", "x").returncode == 2
-
-
-def change(account: Account, query: str) -> None:
-    with psycopg.connect(account.service.database_url) as connection:
-        assert connection.execute(query.encode(), {"org": account.org_id}).rowcount > 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from tests.support import Account, command, json_lines
 
 ODD = [
@@ -58,3 +60,9 @@ def seals(account: Account) -> list[dict[str, Any]]:
 def verify(account: Account, *options: str) -> tuple[int, dict[str, Any]]:
     done = run(account, "verify", "--org", account.org_id, "--json", *options)
     return done.returncode, json.loads(done.stdout)
+
+
+def change(account: Account, query: str) -> None:
+    """Changes rows of an organization (%(org)s), as the owner of the database can."""
+    with psycopg.connect(account.service.database_url) as connection:
+        assert connection.execute(query.encode(), {"org": account.org_id}).rowcount > 0
