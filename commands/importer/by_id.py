@@ -24,6 +24,9 @@ INSERT_ROWS = """
     ON CONFLICT DO NOTHING
 """
 
+# Citus counts in rowcount what was sent, and not what was inserted.
+INSERT_AND_COUNT_ROWS = f"WITH inserted AS ({INSERT_ROWS} RETURNING 1) SELECT count(*) FROM inserted"
+
 INSERT_AND_RETURN_ROWS = f"{INSERT_ROWS} RETURNING row_id"
 
 SELECT_CONTENTS = """
@@ -130,7 +133,7 @@ class ImportById(RowCounts):
         contents = [event.content for event in chunk.values()]
         values = {"org_id": self._org_id, "ids": list(chunk), "contents": contents}
         with self._connection.transaction() as transaction:
-            inserted = self._connection.execute(INSERT_ROWS, values).rowcount
+            [(inserted,)] = self._connection.execute(INSERT_AND_COUNT_ROWS.encode(), values).fetchall()
             new = set(chunk) if inserted == len(chunk) else set()
             if 0 < inserted < len(chunk):
                 raise psycopg.Rollback(transaction)

@@ -213,7 +213,7 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
             done = command("import", str(file), "--org", org_id, database_url=cluster.url)
             assert counts in done.stdout, done.stderr
     shown = command("events", "--limit", "5", "--json", database_url=cluster.url).stdout
-    assert [json.loads(line)["org_id"] for line in shown.splitlines()] == ["initech"] * 5
+    assert [each["receipt"]["organization"] for each in json_lines(shown)] == ["initech"] * 5
     usage = json_lines(command("usage", "--json", database_url=cluster.url).stdout)
     assert [(row["organization"], row["stored"]) for row in usage] == [
         ("acme", 2501),
@@ -233,6 +233,16 @@ def test_the_commands_work(cluster: Cluster, start_service: Callable[..., Servic
     again = command("import", str(tmp_path / "acme.ndjson"), "--org", "acme", database_url=cluster.url)
     assert "stored 2499, already stored 0" in again.stdout  # up to the quota
     assert command("quota", "acme", "unlimited", database_url=cluster.url).returncode == 0
+    rows = tmp_path / "by-id.ndjson"
+    rows.write_text("".join(json.dumps({**EVENT, "call_id": number}) + "\n" for number in range(50)))
+    for counts in ("stored 50, already stored 0", "stored 0, already stored 50"):
+        options = ["--org", "initech", "--id", "call_id", "--timestamp-now"]
+        by_id = command("import", str(rows), *options, database_url=cluster.url)
+        assert counts in by_id.stdout, by_id.stderr
+    dry = command("import", str(rows), "--org", "initech", "--timestamp-now", "--dry-run", database_url=cluster.url)
+    assert (dry.returncode, "stored none" in dry.stdout) == (0, True), dry.stderr
+    checked = command("check", "--seal-hours", "8760", database_url=cluster.url)
+    assert checked.returncode in (0, 2), checked.stderr
 
 
 def test_the_trail_can_be_sealed_and_verified(
@@ -243,7 +253,7 @@ def test_the_trail_can_be_sealed_and_verified(
     for org_id in ("acme", "globex"):
         account = Account(service, org_id, set_up(cluster.url, org_id, None))
         for day in (1, 2):
-            account.post([{**EVENT, "toolName": f"{day}"}] * 10)
+            account.post([{**EVENT, "toolName": f"{day}", "metadata": {"userId": "user_42"}}] * 10)
             moment = f"SET received_at = '2026-03-0{day}T10:00:00Z'"
             execute(cluster.url, f"UPDATE audit_events {moment} WHERE org_id = '{org_id}' AND tool_name = '{day}'")
     entries = json_lines(command("seal", "--json", database_url=cluster.url).stdout)
@@ -267,6 +277,12 @@ def test_the_trail_can_be_sealed_and_verified(
     found = command("verify", "--json", database_url=cluster.url)
     assert found.returncode == 3
     assert [len(json.loads(line)["problems"]) for line in found.stdout.splitlines()] == [1, 0]
+    erase = ["erase", "--org", "globex", "--metadata", "userId=user_42", "--reason", "request 17", "--yes"]
+    erased = command(*erase, database_url=cluster.url)
+    assert erased.stdout == "deleted 10 events of 'globex', and amended 1 sealed period\n", erased.stderr
+    assert command("verify", "--org", "globex", database_url=cluster.url).returncode == 0
+    pack = command("evidence", "--org", "globex", "--output", str(tmp_path / "pack"), database_url=cluster.url)
+    assert pack.returncode == 0, pack.stderr
     deleted = command("organizations", "delete", "acme", "--yes", database_url=cluster.url)
     assert deleted.stdout == "deleted the organization 'acme' and 10 events\n", deleted.stderr
     listed = json_lines(command("organizations", "list", "--json", database_url=cluster.url).stdout)
