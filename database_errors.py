@@ -38,7 +38,7 @@ _MEANINGS: tuple[tuple[str, type[Exception], str | None], ...] = (
     ("42P01 42883 42703 3F000", Unavailable, "the schema is missing or of another version: run init-db"),
     ("26000 42P05", Unavailable, "prepared statements fail: behind this pooler set PREPARED_STATEMENTS=off"),
     ("08 28 3D 53 57", Unavailable, UNREACHABLE),
-    ("42", RuntimeError, None),  # a statement of ours is wrong
+    ("42", RuntimeError, None),  # one of our statements is wrong
 )
 _BY_CODE = {code: (kind, reason) for codes, kind, reason in _MEANINGS for code in codes.split()}
 

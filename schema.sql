@@ -73,7 +73,7 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (org_id, key)
 );
 
--- The rows that `import --id` stored, so that each is stored once, whatever file it comes in.
+-- The rows that `import --id` stored, so that each is stored once, from any file.
 CREATE TABLE imported_rows (
     org_id    text NOT NULL,
     row_id    bytea NOT NULL,  -- the first 16 bytes of the SHA-256 of the row's id

@@ -57,7 +57,7 @@ SELECT_PRUNABLE = """
 """
 
 # Deletes a batch after the last one: going on by id, it does not meet again what was just deleted. The condition is SQL
-# of ours, and says which events are meant.
+# from this program, and says which events are meant.
 DELETE_EVENTS = """
     DELETE FROM audit_events
     WHERE org_id = %(org_id)s

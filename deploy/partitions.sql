@@ -10,7 +10,7 @@
 \set ON_ERROR_STOP on
 SET timezone = 'UTC';
 
--- From here on names of functions and operators are PostgreSQL's own, whatever somebody has put into the schema.
+-- From here on names of functions and operators are PostgreSQL's own, and not those of the schema.
 SELECT pg_catalog.quote_ident(n.nspname) AS schema, c.relkind = 'r' AS ordinary,
        pg_catalog.pg_has_role(c.relowner, 'USAGE') AS may, pg_catalog.pg_get_userbyid(c.relowner) AS owner
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -35,7 +35,7 @@ SELECT to_regclass('pg_dist_partition') IS NOT NULL AS citus \gset
 \if :ordinary
     SELECT date_trunc('month', now()) + interval '1 month' AS next_month \gset
 
-    -- A partition's key has to contain what it is chosen by. This takes a while for a large table, and blocks nobody. An
+    -- A partition's key has to contain what it is chosen by. This takes a while for a large table, and blocks no request. An
     -- index that an earlier run could not finish is of no use.
     SELECT 'DROP INDEX audit_events_first_pkey'
     FROM pg_index

@@ -31,7 +31,7 @@ ROOTS_FOLDER = Path("/var/lib/igris-ingest-dev")
 class Server:
     """A PostgreSQL server with a data directory, on a Unix socket in a private folder.
 
-    PostgreSQL rejects to run as root: started by root, it runs as the user postgres or nobody.
+    PostgreSQL can't run as root: started by root, it runs as the user postgres or nobody.
     """
 
     def __init__(

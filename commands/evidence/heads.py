@@ -1,4 +1,4 @@
-"""Kept entries: what `seal --json` and `verify --json` printed, and somebody has kept elsewhere."""
+"""Kept entries: what `seal --json` and `verify --json` printed, kept elsewhere."""
 
 import json
 from collections.abc import Iterator

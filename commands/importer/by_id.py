@@ -1,4 +1,4 @@
-"""Store events by the id of their rows: each row once, whatever file, order or chunk it comes in."""
+"""Store events by the id of their rows: each row once, in any file, order or chunk."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice

@@ -245,7 +245,7 @@ class Import(RowCounts):
 
     def _advance(self) -> None:
         """Store, skip or reject at least one pending event."""
-        # the last event is a chunk of its own: a file that grows may have ended in the middle of it
+        # the last event is a separate chunk: a file that grows may have ended in the middle of it
         end = max(1, len(self._pending) - 1)
         end = min([end, *self._limits, self._bad_within or end])
         if not self._stores:

@@ -171,7 +171,7 @@ def _option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Ca
     "--id",
     "row_id",
     metavar="EXPRESSION",
-    help="The column with the id of a row, or a JMESPath expression: a row is stored once, whatever file it comes in.",
+    help="The column with the id of a row, or a JMESPath expression: each row is stored once, from any file.",
 )
 @_option("--where", type=JmesPath(), help="Only the rows for which the expression finds something.")
 @_option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
@@ -210,7 +210,7 @@ def import_(
 ) -> None:
     """Store the rows of FILE (CSV, NDJSON, JSON or Parquet, also as .gz; - is standard input) as events.
 
-    With --id each row is stored once, whatever file it comes in. Without it, a run skips what an earlier run of the
+    With --id each row is stored once, from any file. Without it, a run skips what an earlier run of the
     same file stored. Rows that can't be events go to FILE.rejects.ndjson; fixed there, that file can be imported.
     `imports undo` takes an import back. Exit status: 0 all is stored, 1 it could not go on, 2 wrong usage, 3 rows were
     rejected, 4 the quota is used up, 130 Ctrl-C.

@@ -54,8 +54,8 @@ _REJECT = re.compile(rb'(?:\xef\xbb\xbf)?\s*\[?\s*\{\s*"line"\s*:\s*\d+\s*,\s*"r
 class Source:
     """A file, or standard input for `-`, as UTF-8. Raises Unreadable.
 
-    It is decompressed if it is gzip, whatever its name. UTF-16 is known by its mark, another encoding by `encoding`.
-    Rejects are UTF-8, whatever the file was that they are from.
+    A gzip file is decompressed, under any name. UTF-16 is known by its mark, another encoding by `encoding`.
+    Rejects are UTF-8, also those of a file in another encoding.
     """
 
     def __init__(self, path: str, stdin: Any, encoding: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The formats of files: a new one is a name here, a reader in a file of its own, and a line in `read_rows`."""
+"""The formats of files: a new one is a name here, a reader in a separate file, and a line in `read_rows`."""
 
 from collections.abc import Callable, Sequence
 
@@ -42,7 +42,7 @@ def read_rows(
     `file_format` is one of FORMATS. A row has at most `max_bytes`. `check_header` gets the names of the columns, where
     the file says them at its beginning, and may raise Unreadable. `delimiter` is CSV's; None finds it. `each` are
     compiled JMESPath expressions: the list of rows in a JSON document, then lists in the rows of the one before. Raises
-    Unreadable if the file as a whole makes no sense, or no row can be told from here on.
+    Unreadable if the file is invalid, or no further row can be found.
     """
     if source.is_rejects or file_format == "rejects":
         return read_rejects(source, max_bytes)

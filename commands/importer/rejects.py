@@ -19,7 +19,7 @@ MAX_REJECTS_FILES = 1000
 class RejectsFile:
     """The file that gets the rejected rows, if there are any: a line of JSON each.
 
-    It is made beside the imported file, under a name that is not taken: somebody may be fixing an earlier one. For
+    It is made beside the imported file, under a name that is not taken: a person may be fixing an earlier file. For
     standard input, and what is no ordinary file, it is made in the current folder.
     """
 
@@ -50,7 +50,7 @@ class RejectsFile:
         for path in self._paths:
             self._path = Path(path)
             try:
-                # never through a link, and never into what somebody else has put there
+                # never through a link, and never into a file of another user
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 return os.fdopen(os.open(self._path, flags, 0o666), "w")
             except FileExistsError:
