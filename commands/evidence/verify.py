@@ -185,7 +185,6 @@ def verify(
     kept = read_heads(heads) if heads else None
     is_intact, file_is_intact, failed = True, True, False
     with snapshot() as connection:
-        odd_tables = [name for (name,) in connection.execute(SELECT_ODD_TABLES)]
         for org_id, is_known in _organizations(connection, org, kept or {}).items():
             with report_error(org_id) as errors, connection.transaction():
                 entries = entries_of(connection, org_id)
@@ -195,8 +194,6 @@ def verify(
                 )
                 if not is_known:
                     report.problems.insert(0, _gone(report))
-                for name in odd_tables:
-                    report.problems.append(f"{name} is not the plain table of init-db: ask who has changed it")
                 if exported:
                     report.file = compare_file(connection, filters, periods_of(entries), exported)
                     report.problems += report.file.of_trail
@@ -246,6 +243,8 @@ def verify_organization(
     periods = periods_of(entries)
     now = server_time(connection)
     report = Report(org_id, head=entries[-1] if entries else None, entries=len(entries))
+    for (name,) in connection.execute(SELECT_ODD_TABLES).fetchall():
+        report.problems.append(f"{name} is not the plain table of init-db: ask who has changed it")
     report.problems += broken_links(entries)
     report.since, report.pruned_by = _kept_since(periods)
     vouched_number, newest = 0, None
