@@ -171,7 +171,7 @@ class ImportById(RowCounts):
             raise OtherContent(changed, len(chunk))
         new = [event.text for row_id, event in chunk.items() if row_id not in before][:1000]
         if new and not self._may_repeat:
-            equal = count_equal(self._connection, self._org_id, new)
+            equal = count_equal(self._connection, self._org_id, new, self._began)
             if equal > len(new) // 2:
                 raise StoredAlready(equal, len(new))
 

@@ -248,3 +248,24 @@ def test_an_id_twice_in_a_file_with_other_content_stops_wherever_it_is(account: 
     done = import_(account, str(file), "--id", "request_id")
     assert done.returncode == 1
     assert "line 9001 has the id of another row of the file, and other content" in done.stderr
+
+
+def test_equal_rows_of_a_file_are_stored_each_time_the_file_has_them(account: Account, tmp_path: Path) -> None:
+    row = {"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z"}
+    file = write(tmp_path, "a.ndjson", ndjson([row] * 20_000))
+    assert import_(account, str(file)).stdout == "read 20000, stored 20000, already stored 0, rejected 0\n"
+    assert import_(account, str(file)).stdout == "read 20000, stored 0, already stored 20000, rejected 0\n"
+
+
+@pytest.mark.measures
+def test_rows_of_one_time_are_imported_without_a_timeout(new_account: Callable[..., Account], tmp_path: Path) -> None:
+    account = new_account(None)
+    lines = [
+        f'{{"type": "custom", "toolName": "t", "timestamp": "2026-03-19T10:00:00Z", "metadata": {{"n": {n}}}}}\n'
+        for n in range(70_000)
+    ]
+    done = import_(account, str(write(tmp_path, "a.ndjson", "".join(lines))))
+    assert (done.returncode, account.used()) == (0, 70_000)
+    newer = write(tmp_path, "b.ndjson", "".join(lines[35_000:]))
+    done = import_(account, str(newer), "--dry-run")
+    assert done.returncode == 0, done.stderr
