@@ -18,7 +18,7 @@ CASES = json.loads((ROOT / "tests/zod/cases.json").read_text())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
-def test_the_verdict_is_zods(account: Account, case: dict[str, Any]) -> None:
+def test_the_result_is_zods(account: Account, case: dict[str, Any]) -> None:
     response = account.post(case["body"].encode())
     expected = case["expect"]
     if expected["status"] == 400:

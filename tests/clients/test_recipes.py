@@ -337,7 +337,7 @@ def test_what_cannot_be_sent_by_the_end_of_the_process_is_said() -> None:
     assert rejected == ["igris-ingest rejected events with 0: the process ended before it responded"] * 2
 
 
-def test_the_page_names_every_sender() -> None:
+def test_the_document_names_every_client() -> None:
     page = (ROOT / "docs/clients.md").read_text()
     files = {path.name for path in CLIENTS.iterdir() if path.is_file()}
     assert set(re.findall(r"\(\.\./clients/([\w.-]+)\)", page)) >= files

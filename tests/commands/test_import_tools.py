@@ -78,12 +78,12 @@ EXPECTED = {
 }
 
 
-def test_the_page_has_a_command_for_each_tool() -> None:
+def test_the_document_has_a_command_for_each_tool() -> None:
     assert set(COMMANDS) == set(EXPECTED) == {"psql.csv", *(path.name for path in TOOLS.iterdir())}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_command_of_the_page_imports_the_export(account: Account, name: str, tmp_path: Path) -> None:
+def test_the_command_of_the_document_imports_the_export(account: Account, name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     folder = TOOLS if (TOOLS / name).exists() else TOOLS.parent  # what the program itself wrote
     file.write_bytes((folder / name).read_bytes())
