@@ -255,7 +255,7 @@ def test_a_file_of_a_gigabyte_does_not_freeze_the_page(
     page.wait_for_selector("progress:not([hidden])")
     page.wait_for_selector("#result p", timeout=100_000)
     assert f"Not as they were sealed: {large.name}." in page.inner_text("#result")
-    assert page.evaluate("longest") < 1000  # milliseconds between two turns of the page
+    assert page.evaluate("longest") < 2000  # milliseconds between two turns of the page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
