@@ -18,7 +18,7 @@ from storage import AUTHENTICATE
 
 
 def floor() -> Flask:
-    """A Flask that parses the body and responses: no key, no rules, no database."""
+    """A Flask that parses the body and responds: no key, no rules, no database."""
     app = Flask(__name__)
 
     @app.get("/healthz")

@@ -24,7 +24,7 @@ def pgbouncer(request: pytest.FixtureRequest, database_url: str, tmp_path: Path)
     given = conninfo_to_dict(database_url)
     server = " ".join(f"{name}={given[name]}" for name in ("host", "port", "user", "password") if given.get(name))
     port = free_port()
-    # it rejects to be root; whoever owns the folder of the socket may use it
+    # PgBouncer can't run as root. The owner of the socket's folder may use the socket.
     folder = Path(str(given.get("host")))
     owner = folder.owner() if folder.is_dir() else "nobody"
     user = "" if os.geteuid() else f"user = {owner}"
