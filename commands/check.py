@@ -4,13 +4,13 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import click
 
 from commands.base import AlreadyRunning, exclusive, fetch_dicts, reports_errors, server_time, session, translate_errors
-from commands.evidence.chain import BEGINNING, exact
+from commands.evidence.chain import BEGINNING, exact, open_day_end
 from commands.evidence.seals import sealed_until
 from commands.output import counted, printable
 from commands.parameters import json_option
@@ -172,13 +172,12 @@ def _quotas(connection: Connection, percent: int) -> Iterator[Finding]:
 
 def _seals(connection: Connection, wait: timedelta) -> Iterator[Finding]:
     now = server_time(connection)
-    for org_id, created in connection.execute("SELECT id, created_at FROM organizations ORDER BY id").fetchall():
+    for (org_id,) in connection.execute("SELECT id FROM organizations ORDER BY id").fetchall():
         since = sealed_until(connection, org_id)
         values = {"org_id": org_id, "since": since or BEGINNING, "wait": wait}
         [(oldest,)] = connection.execute(SELECT_UNSEALED, values).fetchall()
-        begun = since or min(max(created, BEGINNING), now)
-        day_end = begun.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-        if not oldest and now - day_end > wait:
+        day_end = open_day_end(connection, org_id, since, now)
+        if not oldest and day_end and now - day_end > wait:
             yield Finding(
                 "seals", org_id, f"the day before {exact(day_end)} has no seal yet: start the timer of `seal`"
             )

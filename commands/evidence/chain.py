@@ -8,13 +8,14 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from psycopg.rows import class_row
 
 from database import Connection
 
+DAY = timedelta(days=1)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # `since` of an organization's first entry
 NO_EVENTS = hashlib.sha256(b"").digest()
 
@@ -30,6 +31,8 @@ SELECT_ENTRIES = """
 
 SELECT_LAST_ENTRY = f"{SELECT_ENTRIES} DESC LIMIT 1"
 
+SELECT_CREATED = "SELECT created_at FROM organizations WHERE id = %(org_id)s"
+
 SELECT_SEALED_UNTIL = """
     SELECT until
     FROM chain_entries
@@ -44,6 +47,12 @@ INSERT_ENTRY = """
         %(org_id)s, %(number)s, %(since)s, %(until)s, %(events)s, %(digest)s, %(previous)s, %(reason)s, %(entry_digest)s
     )
 """
+
+
+def midnight(moment: datetime | date) -> datetime:
+    """Return the beginning of a day in UTC, or of the day of a time."""
+    day = moment.astimezone(UTC) if isinstance(moment, datetime) else moment
+    return datetime.combine(day, time(), UTC)
 
 
 def exact(moment: datetime) -> str:
@@ -148,9 +157,26 @@ class Period:
     def newest(self) -> Entry:
         return self.entries[-1]
 
+    @property
+    def day(self) -> date:
+        """The day of the period: the last one, since an organization's first period begins in 1970."""
+        return midnight(self.until - timedelta(microseconds=1)).date()
+
     def named(self) -> str:
         """Return the name of the entry that counts, with this period: an amendment may cover more."""
         return f"entry {self.newest.number} ({brief(self.since)} to {brief(self.until)})"
+
+
+def first_day(connection: Connection, org_id: str, now: datetime) -> datetime | None:
+    """Return the beginning of the day on which an organization was created; None if it is in no table."""
+    created = connection.execute(SELECT_CREATED, {"org_id": org_id}).fetchone()
+    return created and midnight(min(max(created[0], BEGINNING), now))  # the owner can store any time
+
+
+def open_day_end(connection: Connection, org_id: str, sealed_until: datetime | None, now: datetime) -> datetime | None:
+    """Return the end of the first day that is not sealed to its end; None if the organization is in no table."""
+    begin = midnight(sealed_until) if sealed_until else first_day(connection, org_id, now)
+    return begin and begin + DAY
 
 
 def entries_of(connection: Connection, org_id: str) -> list[Entry]:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import click
-import jinja2
 
 from commands.base import check_organization, fetch_dicts, reports_errors, server_time, snapshot
-from commands.evidence.chain import NO_EVENTS, Entry, Period, entries_of, exact, periods_of
+from commands.evidence.chain import DAY, NO_EVENTS, Entry, Period, entries_of, exact, midnight, periods_of
 from commands.evidence.heads import read_heads
 from commands.evidence.trail import Filters, count, lines
 from commands.evidence.verify import NOT_INTACT, Report, groups_of, problem_of, verify_organization
@@ -126,25 +125,13 @@ def _range(
     periods: list[Period], since: datetime | None, until: datetime | None, now: datetime
 ) -> tuple[datetime, datetime]:
     """Return the period of the pack, in whole days. Raises UsageError if it has no day."""
-    first = _day_of(periods[0]) if periods else now.astimezone(UTC).date()
-    since = max(_midnight(since.astimezone(UTC).date() if since else first), _midnight(first))
+    first = periods[0].day if periods else now.astimezone(UTC).date()
+    since = max(midnight(since or first), midnight(first))
     last = min(until, now) if until else now
-    until = last if last == now else _midnight((last - timedelta(microseconds=1)).astimezone(UTC).date()) + _DAY
+    until = last if last == now else midnight(last - timedelta(microseconds=1)) + DAY
     if since >= until:
         raise click.UsageError(f"--since is not before --until, or the trail begins later: {first}.")
     return since, until
-
-
-_DAY = timedelta(days=1)
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
-def _day_of(period: Period) -> date:
-    """Return the day of a period: the last one, since an organization's first period begins in 1970."""
-    return (period.until - timedelta(microseconds=1)).astimezone(UTC).date()
 
 
 class Pack:
@@ -216,7 +203,7 @@ def write_pack(
         for group in groups_of(periods):
             is_empty = not group[0].newest.events and not _count(connection, org_id, group)
             for period in group:
-                number, date_of = period.newest.number, _day_of(period)
+                number, date_of = period.newest.number, period.day
                 name = f"events/{number:06}-{date_of}.ndjson"
                 found, digest = (0, NO_EVENTS) if is_empty else _copy(connection, pack, period, name, with_events)
                 if period.newest.events:
@@ -310,7 +297,7 @@ def _add_period(day: Day, period: Period, found: int, digest: bytes) -> None:
 
 def _add_unsealed(day: Day, sealed_until: datetime, until: datetime) -> None:
     """Say of a day that ends after the last sealed period that it is not sealed."""
-    begin, end = _midnight(day.date), _midnight(day.date) + _DAY
+    begin, end = midnight(day.date), midnight(day.date) + DAY
     if sealed_until < min(end, until) or not day.states:
         day.states.append("open")
         day.sentences.append(f"not sealed since {sealed_until:%H:%M} UTC" if begin < sealed_until else "not sealed yet")
@@ -318,12 +305,14 @@ def _add_unsealed(day: Day, sealed_until: datetime, until: datetime) -> None:
 
 def _days(since: datetime, until: datetime) -> Iterator[date]:
     day = since.date()
-    while _midnight(day) < until:
+    while midnight(day) < until:
         yield day
-        day += _DAY
+        day += DAY
 
 
-def _template(name: str) -> jinja2.Template:
+def _template(name: str) -> Any:
+    import jinja2  # some 30 ms, which the other commands need not take
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True
     )

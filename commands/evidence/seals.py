@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 
@@ -21,6 +21,7 @@ from commands.evidence.amendments import full_reason, reason_option
 from commands.evidence.chain import (
     BEGINNING,
     CLOCK_WAS_AHEAD,
+    DAY,
     NO_EVENTS,
     SELECT_SEALED_UNTIL,
     Entry,
@@ -28,7 +29,9 @@ from commands.evidence.chain import (
     digest_of,
     entries_of,
     exact,
+    first_day,
     following,
+    midnight,
     periods_of,
 )
 from commands.evidence.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
@@ -53,10 +56,6 @@ SELECT_DAYS = """
     WHERE org_id = %(org_id)s AND received_at >= %(since)s AND received_at < %(until)s
     ORDER BY day
 """
-
-SELECT_CREATED = "SELECT created_at FROM organizations WHERE id = %(org_id)s"
-
-DAY = timedelta(days=1)
 
 
 @click.command("seal")
@@ -154,10 +153,9 @@ def seal_organization(connection: Connection, org_id: str, end: datetime) -> Ite
     with connection.transaction():
         lock_partitions(connection)
         period = {"org_id": org_id, "since": since or BEGINNING, "until": end}
-        days = [_midnight(day) for (day,) in connection.execute(SELECT_DAYS, period)]
+        days = [midnight(day) for (day,) in connection.execute(SELECT_DAYS, period)]
     if since is None:  # the first entry begins with 1970, and ends with the first day that can have events
-        [(created,)] = connection.execute(SELECT_CREATED, period).fetchall()
-        since = min([*days[:1], _midnight(min(max(created, BEGINNING), end).astimezone(UTC))])
+        since = min(each for each in (*days[:1], first_day(connection, org_id, end)) if each)
     for day in [*days, None]:
         with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
             lock_partitions(connection)
@@ -173,7 +171,7 @@ def _seal_until(
     begun = sealed_until(connection, org_id)
     since, at = (begun, begun) if begun else (BEGINNING, first)
     sealed: list[tuple[datetime, datetime, int, bytes]] = []
-    while (until := _midnight(at) + DAY) <= (day or end):
+    while (until := midnight(at) + DAY) <= (day or end):
         sealed.append((since, until, 0, NO_EVENTS))
         since = at = until
     if day and at < (until := min(end, day + DAY)):
@@ -208,7 +206,3 @@ def sealed_until(connection: Connection, org_id: str) -> datetime | None:
     """Return the end of the last sealed period; None if nothing is sealed."""
     row = connection.execute(SELECT_SEALED_UNTIL, {"org_id": org_id}).fetchone()
     return row and row[0]
-
-
-def _midnight(moment: datetime | date) -> datetime:
-    return datetime.combine(moment, time(), UTC)

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from typing import Any, BinaryIO
 
@@ -21,6 +21,8 @@ from commands.evidence.chain import (
     digest_of,
     entries_of,
     exact,
+    midnight,
+    open_day_end,
     periods_of,
 )
 from commands.evidence.compare_export import FileReport, compare_file
@@ -68,8 +70,6 @@ SELECT_OLDEST = """
     FROM audit_events
     WHERE org_id = %(org_id)s AND received_at >= %(since)s
 """
-
-SELECT_CREATED = "SELECT created_at FROM organizations WHERE id = %(org_id)s"
 
 
 class Days(click.ParamType[timedelta]):
@@ -289,8 +289,7 @@ def _kept_since(periods: list[Period]) -> tuple[datetime | None, Entry | None]:
     pruned = [period for period in periods if (period.newest.reason or "").startswith("prune ")]
     if pruned and not any(period.newest.events for period in periods if period.until <= pruned[-1].until):
         return pruned[-1].until, pruned[-1].newest
-    last_of_first = periods[0].until.astimezone(UTC) - timedelta(microseconds=1)
-    return last_of_first.replace(hour=0, minute=0, second=0, microsecond=0), None
+    return midnight(periods[0].day), None
 
 
 def _add_amendments(report: Report, entries: list[Entry], periods: list[Period], vouched: int | None) -> dict[int, int]:
@@ -384,9 +383,7 @@ def _waiting(connection: Connection, org_id: str, periods: list[Period], now: da
         return
     values = {"org_id": org_id, "since": sealed_until or BEGINNING}
     [(oldest,)] = connection.execute(SELECT_OLDEST, values).fetchall()
-    created = connection.execute(SELECT_CREATED, values).fetchone()
-    begun = sealed_until or (created and min(max(created[0], BEGINNING), now))
-    day_end = begun and begun.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + MAX_WAIT
+    day_end = open_day_end(connection, org_id, sealed_until, now)
     waiting = min((each for each in (oldest, day_end) if each), default=now)
     if now - waiting > MAX_WAIT:
         sealed = f"since {brief(sealed_until)}" if sealed_until else "yet"
