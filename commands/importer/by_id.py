@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import psycopg
-
 import storage
 from commands.base import server_time, translate_errors
 from commands.importer.chunks import QuotaEnded, RowCounts, StoredAlready, count_equal
@@ -17,22 +15,16 @@ from storage import QuotaExceeded
 ROWS_AT_ONCE = 4000  # in a transaction
 BYTES_AT_ONCE = 2**21
 
-INSERT_ROWS = """
+INSERT_ROWS = b"""
     INSERT INTO imported_rows (org_id, row_id, content)
     SELECT %(org_id)s, row_id, content
     FROM unnest(%(ids)b::bytea[], %(contents)b::bytea[]) AS chunk (row_id, content)
-    ON CONFLICT DO NOTHING
 """
 
-# Citus counts in rowcount what was sent, and not what was inserted.
-INSERT_AND_COUNT_ROWS = f"WITH inserted AS ({INSERT_ROWS} RETURNING 1) SELECT count(*) FROM inserted"
-
-INSERT_AND_RETURN_ROWS = f"{INSERT_ROWS} RETURNING row_id"
-
-SELECT_CONTENTS = """
+SELECT_CONTENTS = b"""
     SELECT row_id, content, stored_at >= %(began)s AS is_of_this_run
     FROM imported_rows
-    WHERE org_id = %(org_id)s AND row_id = ANY (%(ids)s::bytea[])
+    WHERE org_id = %(org_id)s AND row_id = ANY (%(ids)b::bytea[])
 """
 
 
@@ -47,8 +39,10 @@ class OtherContent(Exception):
 class ImportById(RowCounts):
     """Stores the events whose row id this organization has not imported before.
 
-    A chunk is one transaction: 1. the ids of its rows are inserted, 2. the rows whose ids were new are stored. So a row
-    is stored once, also if the import is killed or another file has the row. Memory does not grow with the ids.
+    1. The ids of a chunk's rows are looked up. The caller holds the lock `import`: no other import adds ids meanwhile.
+    2. The new ids and their events are stored in one transaction.
+
+    So a row is stored once, also if the import is killed or another file has the row. Memory does not grow with ids.
     """
 
     def __init__(
@@ -107,7 +101,11 @@ class ImportById(RowCounts):
             self._check_first(chunk)
         try:
             with translate_errors():
-                new = self._try(chunk)
+                before = self._contents(list(chunk))
+                new = {row_id: event for row_id, event in chunk.items() if row_id not in before}
+                if self._stores and new:
+                    self._insert(new)
+                    self.stored += len(new)
         except QuotaExceeded as error:
             self._store_up_to_quota(chunk, error.args[0])
         except InvalidJSON as error:
@@ -119,40 +117,18 @@ class ImportById(RowCounts):
             self._store(dict(islice(chunk.items(), half)))
             self._store(dict(islice(chunk.items(), half, None)))
         else:
-            self.stored += len(new) if self._stores else 0
-            with translate_errors():
-                contents = self._contents([row_id for row_id in chunk if row_id not in new])
-            for row_id, event in chunk.items():
-                if row_id not in new:
-                    self._skip(event, *contents.get(row_id, (event.content, False)))
+            for row_id, (content, is_of_this_run) in before.items():
+                self._skip(chunk[row_id], content, is_of_this_run)
 
-    def _try(self, chunk: dict[bytes, Event]) -> set[bytes]:
-        """Store the new events of a chunk in one transaction, and return the ids of their rows."""
-        if not self._stores:
-            return set(chunk) - set(self._contents(list(chunk)))
-        contents = [event.content for event in chunk.values()]
-        values = {"org_id": self._org_id, "ids": list(chunk), "contents": contents}
-        with self._connection.transaction() as transaction:
-            [(inserted,)] = self._connection.execute(INSERT_AND_COUNT_ROWS.encode(), values).fetchall()
-            new = set(chunk) if inserted == len(chunk) else set()
-            if 0 < inserted < len(chunk):
-                raise psycopg.Rollback(transaction)
-            self._store_events(chunk, new)
-        if 0 < inserted < len(chunk):  # which ones takes longer
-            with self._connection.transaction():
-                returned = self._connection.execute(INSERT_AND_RETURN_ROWS.encode(), values)
-                new = {bytes(row_id) for (row_id,) in returned}
-                self._store_events(chunk, new)
-        return new
-
-    def _store_events(self, chunk: dict[bytes, Event], new: set[bytes]) -> None:
-        if not new:
-            return
-        texts = [event.text for row_id, event in chunk.items() if row_id in new]
-        batch = storage.EventBatch(
-            storable_text(f"[{','.join(texts)}]"), list(range(len(texts))), len(texts), source="import"
-        )
-        storage.call_store_events(self._connection, self._org_id, None, batch, None)
+    def _insert(self, new: dict[bytes, Event]) -> None:
+        """Store events and the ids of their rows in one transaction. Raises QuotaExceeded and InvalidJSON."""
+        events = new.values()
+        texts = ",".join(event.text for event in events)
+        batch = storage.EventBatch(storable_text(f"[{texts}]"), list(range(len(new))), len(new), source="import")
+        values = {"org_id": self._org_id, "ids": list(new), "contents": [event.content for event in events]}
+        with self._connection.transaction():
+            self._connection.execute(INSERT_ROWS, values)
+            storage.call_store_events(self._connection, self._org_id, None, batch, None)
 
     def _store_up_to_quota(self, chunk: dict[bytes, Event], room: int) -> None:
         """Store the rows up to the first that the quota has no room for, and raise QuotaEnded."""
@@ -177,8 +153,6 @@ class ImportById(RowCounts):
 
     def _contents(self, ids: list[bytes]) -> dict[bytes, tuple[bytes, bool]]:
         """Return the content of the rows that were imported, and whether by this run, by their ids."""
-        if not ids:
-            return {}
         values = {"org_id": self._org_id, "ids": ids, "began": self._began}
         rows = self._connection.execute(SELECT_CONTENTS, values)
         return {bytes(row_id): (bytes(content), is_of_this_run) for row_id, content, is_of_this_run in rows}
