@@ -10,50 +10,26 @@ import click
 
 from commands.base import check_organization, exclusive, reports_errors, session
 from commands.evidence.amendments import amend_to_nothing, reason_option
-from commands.evidence.chain import entries_of, periods_of
+from commands.evidence.chain import BEGINNING, entries_of, periods_of
 from commands.output import iso, progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
-# What was received before a time. Of an organization that has a chain, only whole sealed periods count.
-SELECT_PRUNABLE = """
-    WITH sealed AS (
-        SELECT
-            org_id,
-            coalesce(max(until) FILTER (WHERE until <= %(before)s), '-infinity') AS until,
-            coalesce(sum(events) FILTER (WHERE until <= %(before)s AND until > pruned), 0) AS events
-        FROM (
-            SELECT
-                e.*,
-                coalesce(
-                    max(until) FILTER (WHERE reason LIKE 'prune %%') OVER (PARTITION BY org_id), '-infinity'
-                ) AS pruned
-            FROM chain_entries e
-            WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
-        ) AS e
-        WHERE (reason IS NULL OR reason LIKE 'seal %%')
-          AND NOT EXISTS (  -- periods that ended in the future
-              SELECT
-              FROM chain_entries later
-              WHERE later.org_id = e.org_id
-                AND later.number > e.number
-                AND later.since <= e.since
-                AND later.reason LIKE 'seal %%'
-          )
-        GROUP BY org_id
-    ), old AS (
-        SELECT e.org_id, count(*) AS events, max(e.id) AS last_id
-        FROM audit_events e
-        LEFT JOIN sealed s ON s.org_id = e.org_id
-        WHERE e.received_at < least(%(before)s, s.until)
-          AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
-        GROUP BY e.org_id
-    )
-    SELECT org_id, least(%(before)s, s.until), coalesce(o.events, 0), coalesce(o.last_id, 0)
-    FROM old o
-    FULL JOIN sealed s USING (org_id)
-    WHERE o.events > 0 OR s.events > 0
-    ORDER BY org_id
+SELECT_CHAINS = """
+    SELECT DISTINCT org_id
+    FROM chain_entries
+    WHERE %(org_id)s::text IS NULL OR org_id = %(org_id)s
+"""
+
+# What was received before a time, or before the end of an organization's last sealed period.
+SELECT_OLD = b"""
+    SELECT e.org_id, count(*), max(e.id)
+    FROM audit_events e
+    LEFT JOIN unnest(%(org_ids)s::text[], %(ends)s::timestamptz[]) AS sealed (org_id, until) ON sealed.org_id = e.org_id
+    WHERE e.received_at < %(before)s
+      AND e.received_at < coalesce(sealed.until, 'infinity')
+      AND (%(org_id)s::text IS NULL OR e.org_id = %(org_id)s)
+    GROUP BY e.org_id
 """
 
 # Deletes a batch after the last one: going on by id, it does not meet again what was just deleted. The condition is SQL
@@ -175,9 +151,21 @@ def prune_before(
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
-    """Return what there is to prune of all organizations, or of one."""
-    query = SELECT_PRUNABLE.encode()
-    return [Prunable(*row) for row in connection.execute(query, {"before": before, "org_id": org_id})]
+    """Return what there is to prune of all organizations, or of one. Where events are sealed, only whole periods count.
+
+    A period whose events have gone with a dropped partition is to be pruned, too: the chain has to say so.
+    """
+    ends: dict[str, datetime] = {}
+    found: dict[str, Prunable] = {}
+    for (name,) in connection.execute(SELECT_CHAINS, {"org_id": org_id}).fetchall():
+        periods = [period for period in periods_of(entries_of(connection, name)) if period.until <= before]
+        ends[name] = periods[-1].until if periods else BEGINNING
+        if any(period.newest.events for period in periods):
+            found[name] = Prunable(name, ends[name], 0, 0)
+    values = {"org_ids": list(ends), "ends": list(ends.values()), "before": before, "org_id": org_id}
+    for name, events, last_id in connection.execute(SELECT_OLD, values):
+        found[name] = Prunable(name, ends.get(name, before), events, last_id)
+    return [found[name] for name in sorted(found)]
 
 
 def amend_prunable(

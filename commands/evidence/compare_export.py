@@ -123,12 +123,16 @@ def _key(line: bytes) -> _Key | None:
 
 @dataclass(slots=True)
 class _Stretch:
-    """A part of the trail that is compared at once, and what was found."""
+    """A part of the trail that is compared at once, and what `_compare` found."""
 
     filters: Filters
     period: Period | None  # None: not sealed, or some of the events of a sealed period
     amended_by: int = 0  # the number of the entry that amended some of it, if `period` is None
     found: FileReport = field(default_factory=FileReport)
+    first_line: int = 0  # the number of the line with which the file begins to be compared
+    lines: int = 0  # lines of the file
+    digest: bytes = b""  # of these lines
+    differing: int = 0  # lines that differ from the trail
     missing: int = 0  # events of the trail that the file does not have
     first_missing: _Key = _END
     later: int = 0  # missing events behind the last line of the file
@@ -165,6 +169,7 @@ def compare_file(connection: Connection, filters: Filters, periods: list[Period]
         is_before = False
         _compare_before(exported, stretch.since, report)
         _compare(connection, stretch, exported)
+        _use_entries(stretch)
         _report(stretch, report)
         if exported.key == _END and not filters.until:
             stretch.missing -= stretch.later
@@ -222,8 +227,9 @@ def _compare_before(exported: ExportedFile, until: _Key, report: FileReport) -> 
 
 
 def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) -> None:
+    """Compare a stretch of the trail with the lines of the file, and note in the stretch how they differ."""
     exported.digest = hashlib.sha256()
-    first_line, differing = exported.number, 0
+    stretch.first_line = exported.number
     is_sealed = stretch.period is not None or stretch.filters.until is not None
     with lines(connection, stretch.filters) as found:
         for line in found:
@@ -237,17 +243,23 @@ def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) 
             if line != exported.line:
                 names = _names(exported.line, line)
                 stretch.found.add(f"line {exported.number} (event {key[1]}) differs from the trail: {names}")
-                differing += 1
+                stretch.differing += 1
             exported.advance()
     _compare_before(exported, stretch.until, stretch.found)
+    stretch.lines = exported.number - stretch.first_line
+    stretch.digest = exported.digest.digest()
+
+
+def _use_entries(stretch: _Stretch) -> None:
+    """Let the entries of the chain say whether a difference is the file's, the trail's, or that of an amendment."""
     period = stretch.period
     if stretch.amended_by and stretch.found.problems:
         why = f"entry {stretch.amended_by} amended the period, and some of its events do not prove what was there"
         stretch.found = FileReport(notes=[f"{each}; {why}" for each in stretch.found.problems])
     if not period or not (stretch.found.problems or stretch.missing):
         return
-    named = f"{counted(exported.number - first_line, 'line')} from line {first_line} on"
-    before = [entry for entry in period.entries if entry.digest == exported.digest.digest()]
+    named = f"{counted(stretch.lines, 'line')} from line {stretch.first_line} on"
+    before = [entry for entry in period.entries if entry.digest == stretch.digest]
     if before:
         why = (
             f"entry {period.newest.number} amended the period"
@@ -255,7 +267,7 @@ def _compare(connection: Connection, stretch: _Stretch, exported: ExportedFile) 
             else "the trail differs"
         )
         stretch.found = FileReport(notes=[f"{named}: as entry {before[-1].number} has them; {why}"])
-        others = stretch.missing + differing
+        others = stretch.missing + stretch.differing
         if before[-1] is not period.newest and others:
             stretch.found.of_trail.append(
                 f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period changed "
