@@ -32,7 +32,7 @@ BATCH_BYTES = 2**20
 BATCH_SECONDS = 0.5
 """A batch is sent when it has so many events or bytes, or when its first event is so old."""
 
-ANSWER_TIMEOUT = 35
+RESPONSE_TIMEOUT = 35
 """Seconds to wait for a response: longer than nginx waits for the service."""
 
 LONGEST_PAUSE = 10
@@ -41,9 +41,9 @@ LONGEST_PAUSE = 10
 _END = None
 
 
-def print_rejected(status: int, answer: str, events: str) -> None:
+def print_rejected(status: int, response: str, events: str) -> None:
     """Say on standard error what the service rejected, and why."""
-    print(f"igris-ingest rejected events with {status}: {answer.strip()}", file=sys.stderr)
+    print(f"igris-ingest rejected events with {status}: {response.strip()}", file=sys.stderr)
 
 
 class Igris:
@@ -80,6 +80,7 @@ class Igris:
         self._on_rejected = on_rejected
         self._room = threading.Semaphore(max_waiting)
         self._waiting: queue.Queue[str | None] = queue.Queue()
+        self._sending: list[str] = []
         self._give_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="igris", daemon=True)
         self._thread.start()
@@ -127,12 +128,17 @@ class Igris:
             self._thread.join(self._exit_timeout)
             self._give_up.set()
             self._thread.join(1)
+        if self._thread.is_alive():  # it waits for a response
+            unsent = [*self._sending, *(event for event in self._waiting.queue if event is not _END)]
+            self._reject(0, "the process ended before there was a response", unsent)
 
     def _run(self) -> None:
         while True:
             batch, is_last = self._next_batch()
             if batch:
-                self._send_batch(f"[{','.join(batch)}]")
+                self._sending = batch
+                self._send_batch(batch)
+                self._sending = []
                 self._room.release(len(batch))
             for _ in range(len(batch) + is_last):
                 self._waiting.task_done()
@@ -156,21 +162,30 @@ class Igris:
             deadline = deadline or time.monotonic() + BATCH_SECONDS
         return batch, False
 
-    def _send_batch(self, events: str) -> None:
+    def _send_batch(self, events: list[str]) -> None:
         headers = {**self._headers, "Idempotency-Key": str(uuid.uuid4())}
-        request = urllib.request.Request(self._url, events.encode(), headers)  # noqa: S310
+        request = urllib.request.Request(self._url, _array(events).encode(), headers)  # noqa: S310
         pause = 0.5
         while not self._give_up.is_set():
             try:
-                with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:  # noqa: S310
-                    said = answer.read().decode()
-                if json.loads(said).get("details"):
-                    self._reject(200, said, events)
+                with urllib.request.urlopen(request, timeout=RESPONSE_TIMEOUT) as response:  # noqa: S310
+                    text = response.read().decode()
+                content = json.loads(text)
+                if not isinstance(content, dict):
+                    raise ValueError("the response is not the service's")
+                if content.get("details"):
+                    self._reject(200, text, events)
                 return
             except urllib.error.HTTPError as error:
+                text = _text(error)
+                if error.code == 413 and len(events) > 1:
+                    half = len(events) // 2
+                    self._send_batch(events[:half])
+                    self._send_batch(events[half:])
+                    return
                 is_rate_limit = error.code == 429 and "Retry-After" in error.headers  # nginx's; the quota's has none
                 if error.code not in (408, 500, 502, 503, 504) and not is_rate_limit:
-                    self._reject(error.code, error.read().decode(errors="replace"), events)
+                    self._reject(error.code, text, events)
                     return
             except (OSError, ValueError, http.client.HTTPException) as error:
                 # there was no response, or a part of one: the batch may be stored or not
@@ -181,15 +196,28 @@ class Igris:
                 self._print_once(str(cause))
             self._give_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        self._reject(0, "the process ended before it responded", events)
+        self._reject(0, "the process ended before there was a response", events)
 
     def _print_once(self, problem: str) -> None:
         if problem not in self._printed and len(self._printed) < 100:
             self._printed.add(problem)
             print(f"igris-ingest can't be reached, trying again: {problem}", file=sys.stderr)
 
-    def _reject(self, status: int, said: str, events: str) -> None:
+    def _reject(self, status: int, response: str, events: list[str]) -> None:
         try:
-            self._on_rejected(status, said, events)
+            self._on_rejected(status, response, _array(events))
         except Exception:  # noqa: BLE001  else the thread would end, and with it the sending
             traceback.print_exc()
+
+
+def _array(events: list[str]) -> str:
+    return f"[{','.join(events)}]"
+
+
+def _text(response: urllib.error.HTTPError) -> str:
+    """Return what can be read of the body of a response, and close its connection."""
+    try:
+        with response:
+            return response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""

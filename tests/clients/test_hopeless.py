@@ -3,11 +3,13 @@
 import functools
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def test_an_error_that_may_pass_is_printed_once() -> None:
     url = f"http://127.0.0.1:{free_port()}{PATH}"  # where no service listens
     done = python(url, KEY)
     assert done.stderr.count("trying again") == 1
-    assert "0 the process ended before it responded" in done.stdout
+    assert "0 the process ended before there was a response" in done.stdout
 
 
 def test_a_key_with_a_line_feed_works_and_a_wrong_one_is_an_error(
@@ -92,3 +94,48 @@ def test_a_key_with_a_line_feed_works_and_a_wrong_one_is_an_error(
     for arguments, key in (((url, str(file)), "ig_short"), ((url, "missing"), account.key), ((url,), account.key)):
         assert send_sh(*arguments, KEY=key).returncode == 2
     assert account.post(EVENT).status == 200
+
+
+@contextmanager
+def responding(response: bytes) -> Iterator[str]:
+    """A server that sends these bytes to each connection, and with none waits; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    clients.append(listener.accept()[0])
+                    clients[-1].recv(2**20)
+                    if response:
+                        clients[-1].sendall(response)
+                        clients[-1].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}{PATH}"
+        listener.shutdown(socket.SHUT_RDWR)
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "reported"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n{", "400 \n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", "0 the process ended before there was a response\n"),
+        (b"", "0 the process ended before there was a response\n"),
+    ],
+    ids=["cut off", "not the service's", "none"],
+)
+def test_each_event_that_is_not_stored_is_reported(response: bytes, reported: str) -> None:
+    with responding(response) as url:
+        done = python(url, KEY)
+    assert (done.returncode, done.stdout) == (0, reported), done
+
+
+def test_a_batch_that_is_too_large_is_halved(account: Account, start_service: Callable[..., Service]) -> None:
+    small = start_service(MAX_BODY_BYTES=500)
+    program = IGRIS.replace("exit_timeout=1, ", "") + "for n in range(9): igris.send('custom', f'{n}')\n"
+    done = run(sys.executable, "-c", program, small.url + PATH, account.key)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(name for (name,) in account.rows("tool_name")) == [*"012345678", "generate_report"]
