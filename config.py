@@ -32,10 +32,8 @@ def _database_url(text: str) -> str:
         given = psycopg.conninfo.conninfo_to_dict(text)
         int(given.get("connect_timeout") or 0)
         # where a password is not percent-encoded, a part of it ends up in one of these, and in messages of libpq's
-        if (
-            not re.fullmatch("[0-9,]*", f"{given.get('port', '')}")
-            or "@" in f"{given.get('host')}{given.get('dbname')}"
-        ):
+        place = f"{given.get('host')}{given.get('dbname')}"
+        if "@" in place or not re.fullmatch("[0-9,]*", f"{given.get('port', '')}"):
             raise ValueError
     except (psycopg.Error, ValueError) as error:
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))

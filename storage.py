@@ -1,6 +1,7 @@
 """Store events: what requests ask of PostgreSQL, each in one transaction. schema.sql has the function that stores."""
 
 import hashlib
+import time
 from typing import NamedTuple
 
 import psycopg
@@ -13,6 +14,7 @@ SCHEMA_VERSION = 1
 
 MAX_SEEN_KEYS = 10_000  # API keys that a process remembers
 MAX_ATTEMPTS = 10  # how often a request is tried that conflicts with concurrent ones. As a rule the second succeeds.
+NO_ROOM_SECONDS = 30  # how long the service is not ready after a request that PostgreSQL's disk had no room for
 LARGE_BODY = 2**20  # if PostgreSQL lacks memory, a body of so many bytes is the cause
 
 
@@ -83,7 +85,7 @@ class Storage:
         self.database = Database(database_url, threads, prepare=prepare)
         self._idempotency_days = idempotency_days
         self._seen_keys: dict[bytes, ApiKey] = {}
-        self._has_room = True  # on PostgreSQL's disk, as far as the last store tells
+        self._no_room_until = 0.0  # PostgreSQL's disk was full a short time ago
 
     def identify(self, key: str) -> ApiKey:
         """Return what `authenticate` does, from memory if the key was seen before. It may have been revoked since."""
@@ -110,13 +112,13 @@ class Storage:
         try:
             with self.database.connection() as connection:
                 result = call_store_events(connection, key.org_id, key.id, batch, self._idempotency_days)
-            self._has_room = True
+            self._no_room_until = 0.0
             return result
         except Unauthorized:
             self._seen_keys.clear()  # the key among them: else its next body would be read
             raise
         except NoRoom:
-            self._has_room = False
+            self._no_room_until = time.monotonic() + NO_ROOM_SECONDS
             raise
         except OutOfMemory:
             if len(batch.text.encode()) < LARGE_BODY:
@@ -132,7 +134,7 @@ class Storage:
             raise Unavailable("the database is read-only")
         if not may_store:
             raise Unavailable("the database role lacks a privilege")
-        if not self._has_room:
+        if time.monotonic() < self._no_room_until:
             raise NoRoom(NO_ROOM)
 
 
@@ -150,7 +152,7 @@ def key_hash(key: str) -> bytes:
 def call_store_events(
     connection: TimeoutConnection, org_id: str, api_key_id: int | None, batch: EventBatch, idempotency_days: int | None
 ) -> StoreResult:
-    """Do what `Storage.store` does. A command has no API key, and keeps its idempotency keys for ever: None."""
+    """Do what `Storage.store` does. A command has no API key. Without days, the idempotency key never expires."""
     indexes = None if len(batch.valid) == batch.size else f"{{{','.join(map(str, batch.valid))}}}"
     count, key = len(batch.valid), batch.idempotency_key
     fingerprint = None if batch.fingerprint is None else rf"\x{batch.fingerprint.hex()}"
@@ -163,8 +165,8 @@ def call_store_events(
         except psycopg.errors.IntegrityError as error:
             # Citus names the constraint, with a number behind it, only in the message
             named = f"{error.diag.constraint_name} {error.diag.message_primary}"
-            if "within_quota" in named or "idempotency_keys_pkey" in named:
-                continue
+            if ("within_quota" in named or "idempotency_keys_pkey" in named) and connection.is_usable():
+                continue  # in a transaction of the caller, who has to repeat all of it, the conflict is raised
             raise
         ingested, remaining = (None if number is None else int(number) for number in numbers)
         match outcome:

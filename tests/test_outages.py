@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import secrets
@@ -24,11 +25,11 @@ import pytest
 import urllib3
 from psycopg.conninfo import make_conninfo
 
-from database import LOCK_TIMEOUT, RESPONSE_TIMEOUT, STATEMENT_TIMEOUT
-from database_errors import Unavailable
+from database import LOCK_TIMEOUT, RESPONSE_TIMEOUT, STATEMENT_TIMEOUT, TimeoutConnection
+from database_errors import NoRoom, Unavailable
 from dev import postgres
 from dev.service import EVENT, PATH, Response, Service, at_once, set_up, wait_for
-from storage import Storage
+from storage import EventBatch, Storage
 from tests.support import Account, LockedUsageRow, assert_rejected, command, receive, waiting_for_locks
 
 
@@ -417,3 +418,31 @@ def test_kills_under_load_lose_nothing_and_double_nothing(
     assert set(responses) <= {200, 503, "broken connection"}
     assert slowest < RESPONSE_TIMEOUT
     assert recovery < 2
+
+
+def test_the_service_is_ready_again_some_time_after_a_full_disk(
+    account: Account, storage: Storage, connection: TimeoutConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer that follows /readyz sends no request meanwhile."""
+    connection.execute("""
+        CREATE FUNCTION fill_disk() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$
+    """)
+    connection.execute(
+        f"""
+        CREATE TRIGGER fill BEFORE INSERT ON audit_events FOR EACH ROW
+        WHEN (NEW.org_id = '{account.org_id}') EXECUTE FUNCTION fill_disk()
+    """.encode()
+    )
+    try:
+        key, batch = storage.authenticate(account.key), EventBatch(f"[{json.dumps(EVENT)}]", [0], 1)
+        with pytest.raises(NoRoom):
+            storage.store(key, batch)
+        with pytest.raises(NoRoom):
+            storage.check_ready()
+        monkeypatch.setattr("storage.NO_ROOM_SECONDS", 0)
+        with pytest.raises(NoRoom):
+            storage.store(key, batch)
+        storage.check_ready()
+    finally:
+        connection.execute("DROP FUNCTION fill_disk CASCADE")
