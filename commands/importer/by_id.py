@@ -5,7 +5,7 @@ from itertools import islice
 
 import storage
 from commands.base import server_time, translate_errors
-from commands.importer.chunks import QuotaEnded, RowCounts, StoredAlready, count_equal
+from commands.importer.chunks import QuotaEnded, RowCounts, StoredAlready, count_equal, in_transaction
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
 from database import TimeoutConnection
@@ -126,9 +126,12 @@ class ImportById(RowCounts):
         texts = ",".join(event.text for event in events)
         batch = storage.EventBatch(storable_text(f"[{texts}]"), list(range(len(new))), len(new), source="import")
         values = {"org_id": self._org_id, "ids": list(new), "contents": [event.content for event in events]}
-        with self._connection.transaction():
+
+        def store() -> None:
             self._connection.execute(INSERT_ROWS, values)
             storage.call_store_events(self._connection, self._org_id, None, batch, None)
+
+        in_transaction(self._connection, store)
 
     def _store_up_to_quota(self, chunk: dict[bytes, Event], room: int) -> None:
         """Store the rows up to the first that the quota has no room for, and raise QuotaEnded."""

@@ -4,8 +4,11 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
+
+import psycopg
 
 import json_text
 import storage
@@ -13,6 +16,7 @@ from commands.base import server_time, translate_errors
 from commands.importer.files import Reject, Unreadable, one_line
 from commands.importer.rows import Event
 from database import TimeoutConnection
+from database_errors import Unavailable
 from json_text import InvalidJSON
 from storage import QuotaExceeded
 
@@ -33,18 +37,26 @@ COUNT_EQUAL = """
     SELECT count(*) FILTER (
         WHERE (
             at, event ->> 'type', event ->> 'toolName', coalesce(event ->> 'action', 'log'),
-            coalesce(event -> 'metadata', '{}')
+            coalesce(event -> 'metadata', '{{}}')
         ) IN (  -- as a condition of the count, and not of the rows, it becomes a hash table
             SELECT "timestamp", type, tool_name, action, metadata
             FROM audit_events
             WHERE org_id = %(org_id)s
               AND source = 'import'
               AND received_at < %(began)s
-              AND "timestamp" BETWEEN (SELECT min(at) FROM sent) AND (SELECT max(at) FROM sent)
+              AND {condition}
             LIMIT 20000
         )
     )
     FROM sent
+"""
+
+OF_THE_SAME_PERIOD = '"timestamp" BETWEEN (SELECT min(at) FROM sent) AND (SELECT max(at) FROM sent)'
+
+# What a run stored next after a chunk: all events of a chunk have the time of its key.
+STORED_NEXT = """
+    received_at > (SELECT stored_at FROM idempotency_keys WHERE org_id = %(org_id)s AND key = %(key)s)
+    ORDER BY received_at
 """
 
 CHUNK_KEY = "import\t"  # the beginning of the idempotency keys of chunks. A client's key can't have a tab.
@@ -128,10 +140,15 @@ class Chunks:
         """Return how many events, as JSON, are equal to one that was imported before."""
         return count_equal(self._connection, self._org_id, events, self._began)
 
+    def are_next(self, events: list[str], key: str) -> bool:
+        """Return whether all of these events, as JSON, are equal to one that was stored next after a chunk."""
+        found = count_equal(self._connection, self._org_id, events, self._began, STORED_NEXT, CHUNK_KEY + key)
+        return found == len(events)
+
     def try_to_store(self, event: str, key: str) -> None:
         """Raise what `store` would; nothing is stored."""
-        with translate_errors(), self._connection.transaction(force_rollback=True):
-            self.store([event], key)
+        with translate_errors():
+            in_transaction(self._connection, lambda: self.store([event], key), force_rollback=True)
 
     def store(self, events: list[str], key: str) -> bool:
         """Store events, as JSON, in one transaction; return False if that was done before.
@@ -150,15 +167,35 @@ class Chunks:
             return not storage.call_store_events(self._connection, self._org_id, None, batch, None).replayed
 
 
-def count_equal(connection: TimeoutConnection, org_id: str, events: list[str], began: datetime) -> int:
+def in_transaction(connection: TimeoutConnection, store: Callable[[], Any], *, force_rollback: bool = False) -> None:
+    """Call `store` in a transaction; after a conflict with a concurrent request, in another transaction.
+
+    Raises Unavailable after MAX_ATTEMPTS conflicts.
+    """
+    for _ in range(storage.MAX_ATTEMPTS):
+        with suppress(psycopg.errors.IntegrityError), connection.transaction(force_rollback=force_rollback):
+            store()
+            return
+    raise Unavailable(f"gave up after {storage.MAX_ATTEMPTS} conflicts with concurrent requests")
+
+
+def count_equal(
+    connection: TimeoutConnection,
+    org_id: str,
+    events: list[str],
+    began: datetime,
+    condition: str = OF_THE_SAME_PERIOD,
+    key: str = "",
+) -> int:
     """Return how many events, as JSON, are equal to one that was imported into an organization before a time.
 
-    It looks at no more than 20,000 events of the same period: they are a sign, and no proof.
+    It looks at no more than 20,000 events that meet the condition.
     """
-    values = {"org_id": org_id, "began": began, "events": json_text.storable_text(f"[{','.join(events)}]")}
+    texts = json_text.storable_text(f"[{','.join(events)}]")
+    values = {"org_id": org_id, "began": began, "events": texts, "key": key}
     try:
         with translate_errors():
-            [(found,)] = connection.execute(COUNT_EQUAL, values).fetchall()
+            [(found,)] = connection.execute(COUNT_EQUAL.format(condition=condition).encode(), values).fetchall()
     except InvalidJSON:  # one of them has a number that PostgreSQL can't hold
         return 0
     return int(found)
@@ -222,10 +259,10 @@ class Import(RowCounts):
                     yield
         except Unreadable as error:
             unreadable = error
-        if self._pending and self.skipped == self._done > 0 and self._stores:
+        if self._pending and self.skipped == self._done > 0:
             # a copy that was cut within a chunk has the beginning of that chunk
             events = [each.event.text for each in self._pending]
-            if self._chunks.count_equal(events) == len(events):
+            if self._chunks.are_next(events, self._done_digest.hexdigest()):
                 self.skipped += len(events)
                 self._drop(len(events))
         while self._pending:
@@ -238,7 +275,7 @@ class Import(RowCounts):
         digest = (self._pending[-1].digest if self._pending else self._done_digest).copy()
         digest.update(event.text.encode() + b"\n")
         self._pending.append(_Pending(event, digest))
-        if self._stores and (size := self._chunks.stored_before.get(digest.digest())):
+        if size := self._chunks.stored_before.get(digest.digest()):
             self._found[self._done + len(self._pending)] = size
         self._measure(len(self._pending), event)
 
@@ -254,9 +291,6 @@ class Import(RowCounts):
         # the last event is a separate chunk: a file that grows may have ended in the middle of it
         end = max(1, len(self._pending) - 1)
         end = min([end, *self._limits, self._bad_within or end])
-        if not self._stores:
-            self.skipped += self._chunks.count_equal([each.event.text for each in self._pending[:end]])
-            return self._drop(end)
         if self._found:
             next_end = min(self._found)
             begin = next_end - self._found[next_end] - self._done
@@ -265,6 +299,9 @@ class Import(RowCounts):
                 self.skipped += next_end - self._done
                 return self._drop(next_end - self._done)
             end = min(end, begin)
+        if not self._stores:
+            self.skipped += self._chunks.count_equal([each.event.text for each in self._pending[:end]])
+            return self._drop(end)
         if not self._may_repeat and not self._earlier and self._done >= self._next_check:
             self._check_equal(end)
         return self._store(self._chunks, end)
@@ -317,7 +354,7 @@ class Import(RowCounts):
             self._measure(position, each.event)
 
     def _drop_rejected(self) -> None:
-        """Forget the first pending event, which can't be stored. Without it, all keys after it are others."""
+        """Forget the first pending event, which can't be stored. The keys of later chunks change without it."""
         self._bad_within = None
         self._found.clear()
         rest = self._pending[1:]

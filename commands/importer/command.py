@@ -392,7 +392,11 @@ def _problem(error: BaseException, file: str) -> tuple[str, int]:
 
 def _given_options() -> str:
     """Return what decides which events the rows become, as JSON."""
-    params = click.get_current_context().params
+    context = click.get_current_context()
     others = ("file", "org", "rejects_path", "changed_file", "mixed_forms", "dry_run")
-    given = {name: value for name, value in params.items() if value and name not in others}
+    given = {
+        option.opts[0]: context.params[option.name]
+        for option in context.command.params
+        if option.name and option.name not in others and context.params.get(option.name)
+    }
     return json.dumps(given, default=lambda value: getattr(value, "text", str(value)), sort_keys=True)

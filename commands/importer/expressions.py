@@ -55,13 +55,6 @@ class Expression:
     def is_column(self) -> bool:
         return bool(self._compiled.parsed["type"] == "field")
 
-    def has_default(self) -> bool:
-        """Return whether the expression has a value also in an empty row."""
-        try:
-            return self.search({}) is not None
-        except JMESPathError:  # a function that wants a value
-            return False
-
     def columns(self, *, optional: bool = True) -> set[str]:
         """Return the columns that the expression reads; without the `optional` ones, which stand in `maybe()`."""
         return set(_columns(self._compiled.parsed, optional))

@@ -1,6 +1,7 @@
 """`imports`: keep a record of every import, list them, and undo one."""
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -123,10 +124,7 @@ SELECT_UNDONE_IN_PART = """
       )
 """
 
-# An import may have no end yet.
-CONDITION_OF_EVENTS = """
-    source = 'import' AND received_at BETWEEN %(began_at)s AND coalesce(%(ended_at)s::timestamptz, 'infinity')
-"""
+CONDITION_OF_EVENTS = "source = 'import' AND received_at BETWEEN %(began_at)s AND %(ended_at)s"
 
 # A client's key expires; the keys of chunks do not.
 DELETE_CHUNK_KEYS = """
@@ -171,7 +169,9 @@ class Record:
         }
         [(undone,)] = connection.execute(SELECT_UNDONE_IN_PART, self._key).fetchall()
         if undone:
-            raise click.ClickException(f"first end what was interrupted: imports undo {undone}")
+            raise click.ClickException(
+                f"import {undone} was undone only in part: first run `imports undo {undone}` again"
+            )
         [(self.earlier,)] = connection.execute(SELECT_EARLIER, self._key).fetchall()
         same = connection.execute(SELECT_SAME, self._key).fetchone()
         self.already_stored: int | None = same and same[0]
@@ -216,6 +216,8 @@ def list_imports(org: str | None, as_json: bool) -> None:
     with session() as connection:
         check_organization(connection, org)
         rows = fetch_dicts(connection, SELECT_IMPORTS, {"org_id": org})
+    if as_json:
+        rows = [{**row, "options": json.loads(row["options"])} for row in rows]
     show(rows, list(rows[0]) if rows else ["id", "organization", "file"], as_json)
 
 
@@ -243,6 +245,8 @@ def undo(import_id: int, yes: bool, sealed: bool, reason: str | None) -> None:
         [values] = found
         if values["undone_at"] and connection.execute(SELECT_UNDONE_IN_PART, values).fetchone() == (None,):
             raise click.ClickException(f"import {import_id} is undone already")
+        if values["ended_at"] is None:  # its process was killed
+            [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
         check_unsealed(connection, values, sealed)
         question = f"Delete the events of import {import_id} ({values['file']} into {values['org_id']})?"
         if not yes:
@@ -250,8 +254,6 @@ def undo(import_id: int, yes: bool, sealed: bool, reason: str | None) -> None:
         org_id = values["org_id"]
         with exclusive(connection, "import", org_id), exclusive(connection, "seal", org_id, wait=True):
             check_unsealed(connection, values, sealed)  # `seal` may have run meanwhile
-            if values["ended_at"] is None:
-                [(values["ended_at"],)] = connection.execute(SELECT_END, values).fetchall()
             words = full_reason(f"imports undo {import_id}", reason)
             deleted = sum_shown(values["stored"], undo_import(connection, values, words))
     click.echo(f"deleted {deleted} events of import {import_id}")

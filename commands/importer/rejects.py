@@ -52,7 +52,7 @@ class RejectsFile:
             try:
                 # never through a link, and never into a file of another user
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-                return os.fdopen(os.open(self._path, flags, 0o666), "w")
+                return os.fdopen(os.open(self._path, flags, 0o666), "w", encoding="utf-8")
             except FileExistsError:
                 continue
         raise OSError(0, "there is a file of that name; move it away")

@@ -76,7 +76,8 @@ class EventMaker:
         self._finder: FieldFinder | None = None
         self._is_exported = False
         self.may_lack_columns = False  # set for rejects: they need not have all the columns that the options name
-        self._keeps_form = not any((self._options.sources, self._options.constants, self._options.translations))
+        changing = (self._options.sources, self._options.constants, self._options.translations, self._options.dropped)
+        self._keeps_form = not any(changing)
         self._constants: dict[str, Any] = dict(self._options.constants)
         try:
             if "metadata" in self._constants:
@@ -126,7 +127,7 @@ class EventMaker:
         for row in rows:
             if isinstance(row, Row) and isinstance(row.value, dict):
                 try:
-                    if not cast(Expression, self._where).matches(entered(row.value)):
+                    if not cast(Expression, self._where).matches(entered(_with_fractions(row))):
                         self.left_out += 1
                         continue
                 except (ValueError, TypeError) as error:
@@ -136,10 +137,8 @@ class EventMaker:
 
     def _row_id(self, row: Row) -> bytes:
         """Return the digest of the id of a row. Raises InvalidRow."""
-        value = row.value
+        value = _with_fractions(row, use_decimal=True)
         found = cast(FieldFinder, self._finder).row_id(value) if isinstance(value, dict) else None
-        if isinstance(found, float) and row.text is not None:  # it has lost its digits
-            found = cast(FieldFinder, self._finder).row_id(simplejson.loads(row.text, use_decimal=True))
         if found is None or found == "":
             raise InvalidRow("Has no id, as --id names it: leave --id out, or name another value for such rows with ||")
         return _digest(found if isinstance(found, str) else simplejson.dumps(found, use_decimal=True, sort_keys=True))
@@ -316,6 +315,13 @@ def check_forms(items: Iterator[Event | Reject]) -> Iterator[Event | Reject]:
     yield from items
 
 
+def _with_fractions(row: Row, *, use_decimal: bool = False) -> Any:
+    """Return the value of a row with its fractions, for which `json_text.Parser` has 0.0; as floats or as Decimals."""
+    if row.text is None or not _FRACTION.search(row.text):
+        return row.value
+    return simplejson.loads(row.text, use_decimal=use_decimal)
+
+
 def _with_zone(time_format: str, name: str) -> str:
     """Return a form of times with the name of a zone in the place of %Z."""
     return re.sub(r"(?<!%)((?:%%)*)%Z", rf"\1{name}", time_format)
@@ -383,3 +389,4 @@ _EXPORTED = re.compile(
 _EPOCH = re.compile(r"(\d{10})(\d{3}|\d{6}|\d{9})?(?:\.(\d+))?", re.ASCII)
 _UTC_NAMES = ("UTC", "GMT", "Z")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_FRACTION = re.compile(r"[0-9][.eE]")  # also in strings

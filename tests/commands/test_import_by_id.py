@@ -1,5 +1,6 @@
 """`import --id`: a row is stored once, whatever file, order or chunk it comes in."""
 
+import hashlib
 import json
 import os
 import random
@@ -12,6 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from commands.importer.chunks import in_transaction
+from database import TimeoutConnection
 from dev.service import PROGRAM, wait_for
 from tests.commands.importing import import_, ndjson, write
 from tests.support import Account, command, json_lines
@@ -163,7 +166,7 @@ def test_an_undo_that_was_interrupted_is_ended_before_the_next_import(account: A
         "UPDATE imports SET undone_at = now() WHERE org_id = %s", account.org_id
     )  # as if it was killed then
     done = import_(account, str(file), "--id", "request_id")
-    assert f"first end what was interrupted: imports undo {number}" in done.stderr
+    assert f"first run `imports undo {number}` again" in done.stderr
     undo = command("imports", "undo", str(number), "--yes", database_url=account.service.database_url)
     assert undo.returncode == 0, undo.stderr
     assert "stored 10" in import_ids(account, file)
@@ -269,3 +272,45 @@ def test_rows_of_one_time_are_imported_without_a_timeout(new_account: Callable[.
     newer = write(tmp_path, "b.ndjson", "".join(lines[35_000:]))
     done = import_(account, str(newer), "--dry-run")
     assert done.returncode == 0, done.stderr
+
+
+def test_fractions_count_in_conditions_and_ids(account: Account, tmp_path: Path) -> None:
+    lines = [{"type": "custom", "toolName": "x", "t": 1773914400.5 + n, "cost": n / 10} for n in range(10)]
+    file = write(tmp_path, "a.ndjson", ndjson(lines))
+    options = ["--id", "[toolName, t]", "--map", "timestamp=t", "--where", "cost > `0.45`"]
+    done = import_(account, str(file), *options)
+    assert (done.returncode, done.stdout) == (0, "read 5, stored 5, already stored 0, rejected 0, left out 5\n")
+    assert [cost for (cost,) in account.rows("(metadata -> 'cost')::float")] == [0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def test_the_ids_of_rows_stay_what_they_are(account: Account, tmp_path: Path) -> None:
+    """If they changed, rows imported before an upgrade of this program would be stored again after it."""
+    lines = [
+        {"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", "metadata": {"id": row_id}}
+        for row_id in ("r1", 17, 0.5, ["b", {"d": 1, "c": "ü"}])
+    ]
+    file = write(tmp_path, "a.ndjson", ndjson(lines))
+    assert import_(account, str(file), "--id", "metadata.id").returncode == 0
+    query = "SELECT row_id, content FROM imported_rows WHERE org_id = %s"
+    rows = dict(account.execute(query, account.org_id))
+    texts = ("r1", "17", "0.5", '["b", {"c": "\\u00fc", "d": 1}]')
+    assert rows == {
+        hashlib.sha256(text.encode()).digest()[:16]: hashlib.sha256(line.encode()).digest()[:16]
+        for text, line in zip(texts, file.read_text().splitlines(), strict=True)
+    }
+
+
+def test_a_conflict_with_a_request_is_tried_again(account: Account, tmp_path: Path) -> None:
+    """The quota of the month ends between the count and the check of a row: there is no way to do that from outside."""
+    tries = []
+    with TimeoutConnection.open(account.service.database_url, 1) as connection:
+
+        def store() -> None:
+            tries.append(connection.info.transaction_status)
+            connection.execute(
+                "INSERT INTO organizations (id) VALUES (%s)", [account.org_id if len(tries) == 1 else "x"]
+            )
+
+        in_transaction(connection, store, force_rollback=True)
+    assert tries == [psycopg.pq.TransactionStatus.INTRANS] * 2
+    assert account.execute("SELECT FROM organizations WHERE id = 'x'") == []

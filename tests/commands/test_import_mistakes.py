@@ -267,7 +267,10 @@ def test_an_interrupted_undo_has_to_be_ended_before_the_next_import(account: Acc
         undoing.wait()
     account.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     done = import_(account, str(file))
-    assert (done.returncode, done.stderr) == (1, f"Error: first end what was interrupted: imports undo {import_id}\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: import {import_id} was undone only in part: first run `imports undo {import_id}` again\n",
+    )
     done = command("imports", "undo", str(import_id), "--yes", database_url=url)
     assert (done.returncode, account.count()) == (0, 0), done.stderr
     assert "stored 6000, already stored 0" in import_(account, str(file)).stdout
@@ -282,3 +285,29 @@ def test_an_earlier_part_of_a_file_can_be_undone_and_imported_again(account: Acc
     assert command("imports", "undo", str(first), "--yes", database_url=account.service.database_url).returncode == 0
     assert "stored 2, already stored 2" in import_(account, str(file)).stdout
     assert account.count() == 4
+
+
+def test_a_dropped_field_is_not_stored(account: Account, tmp_path: Path) -> None:
+    row = {"type": "custom", "toolName": "x", "timestamp": "2026-03-19T10:00:00Z", "metadata": {"name": "Ada"}}
+    file = write(tmp_path, "a.ndjson", ndjson([row]))
+    assert import_(account, str(file), "--drop", "metadata").returncode == 0
+    assert account.rows("metadata") == [({},)]
+
+
+def test_the_end_of_an_import_that_was_killed_is_that_of_its_events(account: Account, tmp_path: Path) -> None:
+    file = write(tmp_path, "a.ndjson", ndjson(events(3)))
+    import_(account, str(file), "--timestamp-now")
+    account.execute("UPDATE imports SET ended_at = NULL, stored = 0 WHERE org_id = %s", account.org_id)
+    account.execute("UPDATE audit_events SET source = 'raw' WHERE org_id = %s", account.org_id)  # it stored none
+    import_(account, str(write(tmp_path, "b.ndjson", ndjson(events(5, 10)))), "--timestamp-now")
+    account.execute("UPDATE imports SET began_at = began_at - interval '1 day' WHERE org_id = %s", account.org_id)
+    account.execute("UPDATE imports SET ended_at = ended_at - interval '1 day' WHERE org_id = %s", account.org_id)
+    account.execute(
+        "UPDATE audit_events SET received_at = received_at - interval '1 day' WHERE org_id = %s", account.org_id
+    )
+    url = account.service.database_url
+    assert command("seal", "--org", account.org_id, database_url=url).returncode == 0
+    [first, _] = json_lines(command("imports", "list", "--org", account.org_id, "--json", database_url=url).stdout)
+    assert first["options"] == {"--timestamp-now": True}
+    undone = command("imports", "undo", str(first["id"]), "--yes", database_url=url)
+    assert (undone.returncode, undone.stdout) == (0, f"deleted 0 events of import {first['id']}\n")

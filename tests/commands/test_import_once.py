@@ -215,3 +215,12 @@ def test_no_history_of_runs_doubles_or_loses_an_event(
 
 def test_a_key_of_a_client_can_not_be_that_of_a_chunk(account: Account) -> None:
     assert_rejected(account.post(EVENT, Idempotency_Key="import\tx"), 400, "Validation failed", account)
+
+
+def test_a_copy_that_was_cut_is_known_among_many_events_of_one_time(account: Account, tmp_path: Path) -> None:
+    lines = ndjson(events(22_000)).splitlines(keepends=True)
+    assert run(account, str(write(tmp_path, "a.ndjson", "".join(lines)))).returncode == 0
+    cut = write(tmp_path, "b.ndjson", "".join(lines[:21_500]))
+    dry = run(account, str(cut), "--dry-run").stdout
+    assert dry.startswith("read 21500, valid 21500, of these already stored 21500, stored none, rejected 0\n")
+    assert run(account, str(cut)).stdout == "read 21500, stored 0, already stored 21500, rejected 0\n"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from zoneinfo import ZoneInfo
 
@@ -130,7 +131,7 @@ def test_the_keys_of_chunks_stay_what_they_are(tmp_path: Path) -> None:
         '"metadata": {"note": "\\u00fc", "a": 1}}'
     )
     assert second.text == '{"type": "embedding", "toolName": "e", "action": "allow"}'
-    job = Import(cast(Any, None), lambda _: None, stores=False)
+    job = Import(cast(Any, SimpleNamespace(stored_before={})), lambda _: None, stores=False)
     job._append(first)
     job._append(second)
     assert [each.key for each in job._pending] == [
