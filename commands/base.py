@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,6 +50,16 @@ def reports_errors(function: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(": ".join(error.args)) from None
 
     return wrapper
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Add the path to an OSError of a file that is open, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 @contextmanager

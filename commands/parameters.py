@@ -3,7 +3,9 @@
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -90,9 +92,9 @@ class Contained(click.ParamType[list[str]]):
             try:
                 content = json.loads(value)
             except (ValueError, RecursionError):
-                self.fail(f"{value!r} is no JSON object", param, ctx)
+                self.fail(f"{value[:100]!r} is not a JSON object", param, ctx)
             if not _has_value(content):
-                self.fail(f"{value!r} has no value: the metadata of too many events contain it", param, ctx)
+                self.fail(f'{value[:100]!r} has no value, such as in {{"userId": "user_42"}}', param, ctx)
             return [value]
         key, equals, text = value.partition("=")
         if not key or not equals:
@@ -106,6 +108,28 @@ def _has_value(content: Any) -> bool:
     if isinstance(content, dict | list):
         return any(map(_has_value, content.values() if isinstance(content, dict) else content))
     return True
+
+
+def metadata_option(*, required: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option --metadata. Its value is a list of JSON objects: metadata have to contain one of them."""
+    return click.option(
+        "--metadata",
+        type=Contained(),
+        multiple=True,
+        required=required,
+        callback=_combined,
+        help='Only events whose metadata contain this: userId=user_42, or JSON: \'{"user": {"id": 42}}\'. If given '
+        "twice, they must contain both.",
+    )
+
+
+def _combined(_ctx: click.Context, _param: click.Parameter, values: tuple[list[str], ...]) -> list[str] | None:
+    """Return objects with a member of each value. A value stands for one object or two: with a text, with a number."""
+    keys = [key for alternatives in values for key in json.loads(alternatives[0])]
+    if len(set(keys)) < len(keys):
+        raise click.BadParameter("a key is given twice: write its content as one JSON object")
+    combined = [", ".join(text.strip()[1:-1] for text in texts) for texts in product(*values)]
+    return [f"{{{members}}}" for members in combined] if values else None
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print lines of JSON, for scripts.")

@@ -17,6 +17,7 @@ from database import Connection
 
 DAY = timedelta(days=1)
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)  # `since` of an organization's first entry
+END = datetime(9999, 1, 1, tzinfo=UTC)  # later than every period: Python has no time a day after 9999-12-31
 NO_EVENTS = hashlib.sha256(b"").digest()
 
 CLOCK_WAS_AHEAD = "seal --clock-was-ahead"
@@ -175,7 +176,7 @@ def first_day(connection: Connection, org_id: str, now: datetime) -> datetime | 
 
 def open_day_end(connection: Connection, org_id: str, sealed_until: datetime | None, now: datetime) -> datetime | None:
     """Return the end of the first day that is not sealed to its end; None if the organization is in no table."""
-    begin = midnight(sealed_until) if sealed_until else first_day(connection, org_id, now)
+    begin = midnight(min(sealed_until, now)) if sealed_until else first_day(connection, org_id, now)
     return begin and begin + DAY
 
 
@@ -190,9 +191,13 @@ def periods_of(entries: Iterable[Entry]) -> list[Period]:
     1. A seal begins a new period.
     2. An amendment is added to the periods that it covers.
     3. A set-back, the amendment of `seal --clock-was-ahead`, replaces the periods from its `since` on.
+
+    Entries that the owner of the database gave impossible times are left out: `broken_links` names them.
     """
     periods: list[Period] = []
     for entry in entries:
+        if not BEGINNING <= entry.since < entry.until < END:
+            continue
         if entry.moves_the_end:
             replaced: list[Period] = []
             if entry.is_amendment:
@@ -225,8 +230,8 @@ def broken_links(entries: list[Entry]) -> Iterator[str]:
             yield f"{entry.named()} does not begin where the period before it ends"
         elif entry.reason is not None and not _is_bounded(entry, bounds):
             yield f"{entry.named()} amends no sealed period"
-        elif entry.since >= entry.until:
-            yield f"{entry.named()} ends before it begins"
+        elif not BEGINNING <= entry.since < entry.until < END:
+            yield f"{entry.named()} has a period that no seal has"
         if entry.computed_digest() != entry.entry_digest:
             yield f"{entry.named()} was changed itself"
         if entry.moves_the_end:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from commands.base import check_organization, reports_errors, snapshot
+from commands.base import check_organization, named_errors, reports_errors, snapshot
 from commands.evidence.trail import COPY_CSV, COPY_LINES, Filters, count, filter_options, lines
 from commands.output import printable, progress
 from commands.parameters import Name
@@ -68,9 +68,10 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
         raise click.ClickException(f"{printable(str(part))}: another export writes it, or was killed; then remove it")
     with part.open("xb") as file:
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            part.rename(path)
+            with named_errors(path):
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                part.rename(path)
         finally:
             part.unlink(missing_ok=True)

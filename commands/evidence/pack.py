@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 import click
 
-from commands.base import check_organization, fetch_dicts, reports_errors, server_time, snapshot
+from commands.base import check_organization, fetch_dicts, named_errors, reports_errors, server_time, snapshot
 from commands.evidence.chain import DAY, NO_EVENTS, Entry, Period, entries_of, exact, midnight, periods_of
 from commands.evidence.heads import read_heads
 from commands.evidence.trail import Filters, count, lines
@@ -128,7 +128,7 @@ def _range(
     first = periods[0].day if periods else now.astimezone(UTC).date()
     since = max(midnight(since or first), midnight(first))
     last = min(until, now) if until else now
-    until = last if last == now else midnight(last - timedelta(microseconds=1)) + DAY
+    until = min(now, midnight(last - timedelta(microseconds=1)) + DAY)
     if since >= until:
         raise click.UsageError(f"--since is not before --until, or the trail begins later: {first}.")
     return since, until
@@ -165,14 +165,19 @@ def _new_pack(path: Path) -> Iterator[Pack]:
     for each in (path, part):
         if each.exists() or each.is_symlink():
             raise click.ClickException(f"{printable(str(each))}: there is a file or folder of that name; move it away")
+    is_zip = path.suffix == ".zip"
+    if is_zip:
+        part.touch(exist_ok=False)
+    else:
+        part.mkdir()
     try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(part, "x") as archive:
-                yield Pack(None, archive, path.stem)
-        else:
-            part.mkdir()
-            yield Pack(part, None, path.name)
-        part.rename(path)
+        with named_errors(path):
+            if is_zip:
+                with zipfile.ZipFile(part, "w") as archive:
+                    yield Pack(None, archive, path.stem)
+            else:
+                yield Pack(part, None, path.name)
+            part.rename(path)
     finally:
         if part.is_dir():
             shutil.rmtree(part)

@@ -155,7 +155,10 @@ def seal_organization(connection: Connection, org_id: str, end: datetime) -> Ite
         period = {"org_id": org_id, "since": since or BEGINNING, "until": end}
         days = [midnight(day) for (day,) in connection.execute(SELECT_DAYS, period)]
     if since is None:  # the first entry begins with 1970, and ends with the first day that can have events
-        since = min(each for each in (*days[:1], first_day(connection, org_id, end)) if each)
+        created = first_day(connection, org_id, end)
+        if created is None:  # it was deleted meanwhile
+            return
+        since = min([*days[:1], created])
     for day in [*days, None]:
         with exclusive(connection, "seal", org_id, wait=True), connection.transaction():
             lock_partitions(connection)
@@ -168,6 +171,8 @@ def _seal_until(
     connection: Connection, org_id: str, first: datetime, day: datetime | None, end: datetime
 ) -> list[Entry]:
     """Seal the quiet days before a day, and the events of that day; without one, the quiet days until `end`."""
+    if first_day(connection, org_id, end) is None:  # it was deleted, or renamed, while the lock was waited for
+        return []
     begun = sealed_until(connection, org_id)
     since, at = (begun, begun) if begun else (BEGINNING, first)
     sealed: list[tuple[datetime, datetime, int, bytes]] = []
@@ -203,6 +208,8 @@ def set_back(connection: Connection, org_id: str, end: datetime, reason: str) ->
 
 
 def sealed_until(connection: Connection, org_id: str) -> datetime | None:
-    """Return the end of the last sealed period; None if nothing is sealed."""
+    """Return the end of the last sealed period; None if nothing is sealed. Raises Unavailable if it is before 1970."""
     row = connection.execute(SELECT_SEALED_UNTIL, {"org_id": org_id}).fetchone()
+    if row and row[0] < BEGINNING:
+        raise Unavailable("the chain was changed: `verify` reports how")
     return row and row[0]

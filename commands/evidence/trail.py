@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import click
 import psycopg
 
-from commands.parameters import Contained, Moment, Name
+from commands.parameters import Moment, Name, metadata_option
 from database import STATEMENT_TIMEOUT, Connection
 from database_errors import Unavailable
 from schemas import Event
@@ -22,7 +22,8 @@ MAX_COMMIT_DELAY = timedelta(seconds=2 * STATEMENT_TIMEOUT + 4)
 def _utc(column: str) -> str:
     """Return SQL for a time as ISO 8601 in UTC, always to the microsecond.
 
-    Only who can write the table itself can store a time before Christ, which ends with ` BC`, or an infinite one.
+    The service stores no time before Christ, and no infinite one. A role that can write to the table can: the text then
+    ends with ` BC`, or is `infinity`.
     """
     in_utc = f"""pg_catalog.to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
     return f"""
@@ -36,7 +37,7 @@ def _utc(column: str) -> str:
 def _defused(column: str) -> str:
     """Return SQL for a text with an apostrophe before what a spreadsheet would take for a formula.
 
-    An apostrophe gets one, too, so that `import` can take it away again.
+    A leading apostrophe gets a second one. Otherwise `import` would remove an apostrophe that the client sent.
     """
     formula = r"^([\t\r\n'']| *[-=+@\uFF1D\uFF0B\uFF0D\uFF20])"  # also as full-width characters
     return f"CASE WHEN {column} ~ '{formula}' THEN '''' || {column} ELSE {column} END"
@@ -146,7 +147,7 @@ COUNT = f"SELECT count(*) FROM audit_events WHERE {WHERE}"
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which events are meant; None is no condition. `since` and `until` go by the receipt, and `until` is not in.
+    """Which events are meant; None is no condition. `since` and `until` go by the receipt, and `until` is exclusive.
 
     `dated_since` and `dated_until` go by the events' own time. `metadata` are alternatives, as JSON, that it contains.
     """
@@ -169,16 +170,18 @@ def filter_options(function: Callable[..., None]) -> Callable[..., None]:
     fields: dict[str, Any] = Event().fields
     actions, types = (click.Choice(fields[name].validators[0].values) for name in ("action", "type"))
     for option in (
+        metadata_option(),
         click.option(
-            "--metadata", type=Contained(), help="Whose metadata contain it: userId=user_42, or a JSON object."
+            "--key", type=click.IntRange(1, 2**63 - 1), metavar="ID", help="Only events sent with this API key."
         ),
-        click.option("--key", type=click.IntRange(1, 2**63 - 1), metavar="ID", help="Sent with this API key."),
-        click.option("--action", type=actions, help="Of this action."),
-        click.option("--tool", type=Name(), help="Of this toolName."),
-        click.option("--type", type=types, help="Of this type."),
-        click.option("--until", type=Moment(), help="Received before."),
+        click.option("--action", type=actions, help="Only events with this action."),
+        click.option("--tool", type=Name(), help="Only events with this toolName."),
+        click.option("--type", type=types, help="Only events of this type."),
+        click.option("--until", type=Moment(), help="Only events received before this time."),
         click.option(
-            "--since", type=Moment(), help="Received from then on: 2026-03-01 (in UTC), or 30d, 2h or 30m ago."
+            "--since",
+            type=Moment(),
+            help="Only events received from this time on: 2026-03-01 (in UTC), or 30d, 2h or 30m ago.",
         ),
     ):
         function = option(function)
@@ -210,8 +213,8 @@ def lines(
 ) -> Iterator[Iterable[bytes]]:
     """Open the events in the order of their receipt, each as a line of canonical JSON, or as `query` writes it.
 
-    `parameters` are those of `query` beside the filters. The lines take no memory that grows with their number;
-    PostgreSQL sorts on its disk what is larger than its `work_mem`.
+    `parameters` are those of `query` beside the filters, with other names. The lines take no memory that grows with
+    their number. PostgreSQL sorts on its disk what is larger than its `work_mem`.
     """
     with psycopg.Cursor(connection).copy(query.encode(), {**(parameters or {}), **asdict(filters)}) as copy:
         yield map(bytes, copy)

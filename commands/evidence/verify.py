@@ -102,6 +102,7 @@ class Report:
     unsealed: int = 0
     amendments: list[str] = field(default_factory=list)
     vouched: str = ""
+    vouched_entry: int | None = None  # the newest kept entry
     file: FileReport | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -118,7 +119,7 @@ class Report:
             "entries": self.entries,
         }
         if self.vouched:
-            content["vouched"] = self.vouched
+            content |= {"vouchedEntry": self.vouched_entry, "vouched": self.vouched}
         if self.file:
             content["export"] = self.file.shown()
         # the last one, for deploy/keep-heads
@@ -278,7 +279,7 @@ def verify_organization(
     )
     report.problems += _waiting(connection, org_id, periods, now)
     if kept is not None:
-        report.vouched = _vouched(report, entries, vouched_number)
+        report.vouched, report.vouched_entry = _vouched(report, entries, vouched_number), vouched_number or None
     return report
 
 
@@ -362,8 +363,9 @@ def _vouched(report: Report, entries: list[Entry], number: int) -> str:
     if not number:
         return "no kept entry of this organization is in the chain: nothing vouches for it"
     later = [entry for entry in entries if entry.number > number]
-    until = [entry.until for entry in entries if entry.moves_the_end and entry.number <= number][-1]
-    until = min([until, *(entry.since for entry in later if entry.moves_the_end and entry.is_amendment)])
+    sealed = [entry.until for entry in entries if entry.moves_the_end and entry.number <= number]
+    set_backs = [entry.since for entry in later if entry.moves_the_end and entry.is_amendment]
+    until = min([*sealed[-1:], *set_backs], default=BEGINNING)
     events = report.unsealed + sum(entry.events for entry in later if entry.moves_the_end)
     amendments = sum(entry.is_amendment for entry in later)
     return (

@@ -17,6 +17,8 @@ import pytest
 
 from commands.base import connect, exclusive
 from commands.evidence import chain
+from commands.organizations import delete_organization
+from database import Connection
 from dev.service import PROGRAM, at_once, set_up, wait_for
 from tests.commands.trail import ODD, change, entries, export, receive, run, seals, verify
 from tests.support import Account, igris, json_lines
@@ -757,3 +759,51 @@ def test_an_erasure_does_not_hide_a_forgery(sealed: Account) -> None:
     assert (status, sealed.count()) == (3, 6)
     assert "the events of the period were not as they were sealed before" in report["problems"][0]
     assert len(report["problems"]) == 1
+
+
+def test_an_erasure_within_a_period_counts_what_it_deletes(sealed: Account) -> None:
+    query = "UPDATE audit_events SET received_at = received_at + %s * interval '1 h' WHERE org_id = %s AND id = %s"
+    account = sealed
+    change(account, "DELETE FROM chain_entries WHERE org_id = %(org)s")
+    for hours, (number,) in enumerate(account.rows("id")[:3]):
+        account.execute(query, hours, account.org_id, number)
+    seals(account)
+    erase = ["erase", "--org", account.org_id, "--metadata", '{"n": 1}', "--reason", "request 17"]
+    assert run(account, *erase, "--since", "2026-03-01T12:00Z", "--until", "2026-03-02").stdout.startswith("deleted 0")
+    assert run(account, *erase, "--until", "2026-03-01T11:30Z").stdout.startswith("deleted 1 event")
+    assert verify(account)[1]["problems"] == []
+    both = [*erase, "--metadata", '{"m": 1}']
+    assert run(account, *both).stdout.startswith("deleted 0 events")
+    assert "a key is given twice" in run(account, *erase, "--metadata", "n=2").stderr
+
+
+def test_an_organization_that_is_deleted_meanwhile_gets_no_chain(account: Account) -> None:
+    receive(account, "2026-03-01T10:00:00Z")
+    url = account.service.database_url
+    with connect(url) as connection, connect(url) as other:
+        with exclusive(connection, "seal", account.org_id):
+            sealing = start(account, "seal", "--org", account.org_id)
+            wait_for(lambda: waiting_for_advisory_locks(other))
+            list(delete_organization(connection, account.org_id))
+        output, errors = sealing.communicate()
+        assert (sealing.returncode, output) == (0, ""), errors
+        assert chain.entries_of(connection, account.org_id) == []
+
+
+def waiting_for_advisory_locks(connection: Connection) -> int:
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return int(connection.execute(query).fetchall()[0][0])
+
+
+@pytest.mark.parametrize("times", ["until = 'infinity'", "since = '-infinity'", "until = '-infinity'"])
+def test_an_entry_without_a_possible_period_is_found(sealed: Account, times: str, tmp_path: Path) -> None:
+    (tmp_path / "heads").write_text(run(sealed, "verify", "--org", sealed.org_id, "--json").stdout)
+    change(sealed, f"UPDATE chain_entries SET {times} WHERE org_id = %(org)s AND number = 2")
+    status, report = verify(sealed, "--heads", str(tmp_path / "heads"))
+    assert status == 3
+    assert any(problem.startswith("entry 2 (") for problem in report["problems"])
+    change(sealed, "DELETE FROM chain_entries WHERE org_id = %(org)s AND number <> 2")
+    assert verify(sealed, "--heads", str(tmp_path / "heads"))[0] == 3
+    assert run(sealed, "check").returncode == 2
+    assert run(sealed, "seal", "--org", sealed.org_id).returncode == ("until" in times)
+    change(sealed, "DELETE FROM chain_entries WHERE org_id = %(org)s")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,22 @@ def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
     piped = f"{PROGRAM} export --org {account.org_id} | head -1"
     done = subprocess.run(["sh", "-c", piped], env=environ, capture_output=True, text=True, check=False)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_metadata_given_twice_has_to_contain_both(account: Account, tmp_path: Path) -> None:
+    account.post([{"type": "custom", "toolName": f"{n}", "metadata": {"n": n, "odd": n % 2}} for n in range(4)])
+    lines = export(account, tmp_path, "--metadata", "odd=1", "--metadata", '{"n": 3}').splitlines()
+    assert [json.loads(line)["toolName"] for line in lines] == ["3"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="needs root, to make a small disk")
+@pytest.mark.parametrize("arguments", [["export"], ["evidence"]])
+def test_a_disk_that_is_full_is_named(account: Account, tmp_path: Path, arguments: list[str]) -> None:
+    account.post([{"type": "custom", "toolName": "x", "metadata": {"noise": secrets.token_hex(100_000)}}])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path], check=True)
+    try:
+        done = run(account, *arguments, "--org", account.org_id, "--output", str(tmp_path / "out"))
+        assert (done.returncode, done.stderr) == (1, f"Error: {tmp_path}/out: No space left on device\n")
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
