@@ -74,26 +74,48 @@ SELECT_OPEN_IMPORTS = """
 class Finding(NamedTuple):
     """Something that needs attention."""
 
-    check: str  # database, disk, quota, seals, keys or imports
+    check: str  # database, disk, quota, seal, key or import
     organization: str | None
     message: str
 
 
 @click.command("check")
-@click.option("--quota-percent", type=click.IntRange(1, 100), default=90, show_default=True, help="Of a month's quota.")
 @click.option(
-    "--seal-hours", type=click.IntRange(1, 8760), default=2, show_default=True, help="An event without a seal."
+    "--quota-percent",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    help="Report an organization that has used so much of its quota.",
 )
-@click.option("--key-days", type=click.IntRange(0, 3650), default=14, show_default=True, help="Before a key expires.")
 @click.option(
-    "--daily-for",
+    "--seal-hours",
+    type=click.IntRange(1, 8760),
+    default=2,
+    show_default=True,
+    help="Report events that have waited so long for a seal.",
+)
+@click.option(
+    "--key-days",
+    type=click.IntRange(0, 3650),
+    default=14,
+    show_default=True,
+    help="Report keys that expire within so many days.",
+)
+@click.option(
+    "--daily-days",
     type=click.IntRange(1, 30),
     default=7,
     show_default=True,
-    help="Days on each of which a key sent something: then a day without is a finding.",
+    help="Report a key that sent events on each of so many days, and none in the last 24 hours.",
 )
 @click.option("--disk", type=click.Path(exists=True), help="A folder on PostgreSQL's disk, if that is on this machine.")
-@click.option("--disk-percent", type=click.IntRange(1, 100), default=80, show_default=True, help="Of --disk in use.")
+@click.option(
+    "--disk-percent",
+    type=click.IntRange(1, 100),
+    default=80,
+    show_default=True,
+    help="Report the disk of --disk if so much is in use.",
+)
 @json_option
 @reports_errors
 def check(disk: str | None, disk_percent: int, as_json: bool, **limits: int) -> None:
@@ -106,7 +128,8 @@ def check(disk: str | None, disk_percent: int, as_json: bool, **limits: int) -> 
     - an API key expires soon, or sent nothing for a day although it did daily
     - an import has no end: its process was killed
 
-    Exit status: 0 nothing found, 1 could not look, 2 something needs attention (or wrong usage).
+    Exit status: 0 nothing found, 1 could not look, 2 something needs attention (or wrong usage). PostgreSQL that can't
+    be reached is a finding.
 
     \b
     Examples:
@@ -126,12 +149,15 @@ def check(disk: str | None, disk_percent: int, as_json: bool, **limits: int) -> 
 
 def _findings(disk: str | None, disk_percent: int, limits: dict[str, int]) -> Iterator[Finding]:
     yield from _disk(disk, disk_percent)
-    with session() as connection, translate_errors():
-        yield from _database(connection)
-        yield from _quotas(connection, limits["quota_percent"])
-        yield from _seals(connection, timedelta(hours=limits["seal_hours"]))
-        yield from _keys(connection, limits["key_days"], limits["daily_for"])
-        yield from _imports(connection)
+    try:
+        with session() as connection, translate_errors():
+            yield from _database(connection)
+            yield from _quotas(connection, limits["quota_percent"])
+            yield from _seals(connection, timedelta(hours=limits["seal_hours"]))
+            yield from _keys(connection, limits["key_days"], limits["daily_days"])
+            yield from _imports(connection)
+    except Unavailable as error:
+        yield Finding("database", None, ": ".join(error.args))
 
 
 def _disk(folder: str | None, percent: int) -> Iterator[Finding]:
@@ -174,30 +200,31 @@ def _seals(connection: Connection, wait: timedelta) -> Iterator[Finding]:
     now = server_time(connection)
     for (org_id,) in connection.execute("SELECT id FROM organizations ORDER BY id").fetchall():
         since = sealed_until(connection, org_id)
+        if since and since > now:
+            yield Finding("seal", org_id, f"the last seal ends at {exact(since)}, in the future: nothing is sealed")
+            continue
         values = {"org_id": org_id, "since": since or BEGINNING, "wait": wait}
         [(oldest,)] = connection.execute(SELECT_UNSEALED, values).fetchall()
         day_end = open_day_end(connection, org_id, since, now)
         if not oldest and day_end and now - day_end > wait:
-            yield Finding(
-                "seals", org_id, f"the day before {exact(day_end)} has no seal yet: start the timer of `seal`"
-            )
+            yield Finding("seal", org_id, f"the day before {exact(day_end)} has no seal yet: start the timer of `seal`")
         if oldest:
             yield Finding(
-                "seals", org_id, f"an event received {exact(oldest)} has no seal yet: start the timer of `seal`"
+                "seal", org_id, f"an event received {exact(oldest)} has no seal yet: start the timer of `seal`"
             )
 
 
-def _keys(connection: Connection, notice_days: int, daily_for: int) -> Iterator[Finding]:
+def _keys(connection: Connection, notice_days: int, daily_days: int) -> Iterator[Finding]:
     for key in fetch_dicts(connection, SELECT_KEYS, {"notice": timedelta(days=notice_days)}):
         label = f" ({key['label']})" if key["label"] else ""
         named = f"key {key['id']}{label}"
         if key["expires_soon"]:
-            yield Finding("keys", key["org_id"], f"{named} expires {exact(key['expires_at'])}")
+            yield Finding("key", key["org_id"], f"{named} expires {exact(key['expires_at'])}")
         if not _has_sent(connection, key, 0) and all(
-            _has_sent(connection, key, day) for day in range(1, daily_for + 1)
+            _has_sent(connection, key, day) for day in range(1, daily_days + 1)
         ):
-            what = f"sent nothing for a day, after {counted(daily_for, 'day')} with events"
-            yield Finding("keys", key["org_id"], f"{named} {what}")
+            what = f"sent nothing for a day, after {counted(daily_days, 'day')} with events"
+            yield Finding("key", key["org_id"], f"{named} {what}")
 
 
 def _has_sent(connection: Connection, key: dict[str, Any], days: int) -> bool:
@@ -210,7 +237,7 @@ def _imports(connection: Connection) -> Iterator[Finding]:
         try:
             with exclusive(connection, "import", org_id):
                 yield Finding(
-                    "imports", org_id, f"import {number} of {file}, begun {exact(began)}, was interrupted: run it again"
+                    "import", org_id, f"import {number} of {file}, begun {exact(began)}, was interrupted: run it again"
                 )
         except AlreadyRunning:
             pass

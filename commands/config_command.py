@@ -5,13 +5,18 @@ import os
 
 import click
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
 from commands.base import reports_errors
 from commands.output import show
 from commands.parameters import json_option
 from config import SETTINGS, load_settings
 
-SECRETS = ("password", "sslpassword")
+# libpq says which parameters are passwords. It does not count the two keys that a client can have instead of one.
+SECRETS = {option.keyword.decode() for option in Conninfo.get_defaults() if option.dispchar == b"*"} | {
+    "scram_client_key",
+    "scram_server_key",
+}
 
 
 @click.command("config")

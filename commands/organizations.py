@@ -32,7 +32,7 @@ COUNTS = """
 """
 
 SELECT_USED = """
-    SELECT 1 FROM monthly_usage WHERE org_id = %(org_id)s
+    SELECT 1 FROM monthly_usage WHERE org_id = %(org_id)s AND slot >= 0  -- -1 marks a request that the quota rejected
     UNION ALL
     SELECT 1 FROM imports WHERE org_id = %(org_id)s
     UNION ALL

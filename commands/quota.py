@@ -104,6 +104,8 @@ def set_quota(connection: Connection, org_id: str, monthly_quota: int | None) ->
     """Set a quota (None: unlimited), which requests obey from now on. Raises NotFound."""
     check_organization(connection, org_id)
     connection.execute("UPDATE organizations SET monthly_quota = %s WHERE id = %s", [monthly_quota, org_id])
+    # the mark of a request that the quota rejected, which `check` reports
+    connection.execute("DELETE FROM monthly_usage WHERE org_id = %s AND slot = -1", [org_id])
 
 
 def quota_use(connection: Connection, org_id: str) -> QuotaUse:

@@ -28,8 +28,11 @@ def test_where_all_is_well_nothing_is_found(account: Account) -> None:
     assert check(account) == []
 
 
-def test_an_outage_can_not_be_looked_at(account: Account) -> None:
-    assert command("check", database_url="postgresql://127.0.0.1:1/x").returncode == 1
+def test_an_outage_is_found() -> None:
+    done = command("check", "--json", database_url="postgresql://127.0.0.1:1/x")
+    [found] = json_lines(done.stdout)
+    assert (done.returncode, found["check"]) == (2, "database")
+    assert found["message"].startswith("PostgreSQL can't be reached: ")
 
 
 def test_a_quota_that_is_nearly_used_up_or_rejected_a_request_is_found(account: Account) -> None:
@@ -42,12 +45,13 @@ def test_a_quota_that_is_nearly_used_up_or_rejected_a_request_is_found(account: 
     assert check(account, "--quota-percent", "95") == found
     assert command("quota", "acme", "unlimited", database_url=account.service.database_url).returncode == 0
     assert account.post(EVENT).json["meta"] == {"remainingQuota": None}
+    assert check(account) == []
 
 
 def test_a_seal_that_is_late_is_found(account: Account) -> None:
     receive(account, "2026-03-01T10:00:00Z")
     start = "start the timer of `seal`"
-    assert check(account) == [f"seals: acme: an event received 2026-03-01T10:00:00.000000Z has no seal yet: {start}"]
+    assert check(account) == [f"seal: acme: an event received 2026-03-01T10:00:00.000000Z has no seal yet: {start}"]
     command("seal", database_url=account.service.database_url)
     account.post(EVENT)
     assert check(account) == []
@@ -55,23 +59,23 @@ def test_a_seal_that_is_late_is_found(account: Account) -> None:
     account.execute("DELETE FROM chain_entries WHERE until > now() - interval '4 h'")
     assert check(account, "--seal-hours", "4") == []
     [found] = json_lines("\n".join(check(account, "--json")))
-    assert (found["check"], found["organization"]) == ("seals", "acme")
+    assert (found["check"], found["organization"]) == ("seal", "acme")
 
 
 def test_keys_that_expire_or_fell_silent_are_found(account: Account) -> None:
     key = command("keys", "create", "acme", "--expires-in-days", "10", database_url=account.service.database_url)
     assert key.returncode == 0
     [found] = check(account)
-    assert found.startswith("keys: acme: key 2 expires 20")
+    assert found.startswith("key: acme: key 2 expires 20")
     assert check(account, "--key-days", "9") == []
     assert command("keys", "revoke", "2", database_url=account.service.database_url).returncode == 0
     for day in range(1, 8):
         account.post(EVENT)
         query = "UPDATE audit_events SET received_at = now() - %s * interval '1 day' - interval '1 h' WHERE id = %s"
         account.execute(query, day, day)
-    silent = ["keys: acme: key 1 sent nothing for a day, after 7 days with events"]
+    silent = ["key: acme: key 1 sent nothing for a day, after 7 days with events"]
     assert check(account, "--seal-hours", "8760") == silent
-    assert check(account, "--seal-hours", "8760", "--daily-for", "8") == []
+    assert check(account, "--seal-hours", "8760", "--daily-days", "8") == []
     account.post(EVENT)
     assert check(account, "--seal-hours", "8760") == []
 
@@ -83,7 +87,7 @@ def test_an_import_that_was_interrupted_is_found_until_it_is_run_again(account: 
     assert command(*import_, database_url=account.service.database_url).returncode == 0
     account.execute("UPDATE imports SET ended_at = NULL")  # as a process that was killed leaves it
     [found] = check(account)
-    assert found.startswith(f"imports: acme: import 1 of {file}, begun 20")
+    assert found.startswith(f"import: acme: import 1 of {file}, begun 20")
     assert command(*import_, database_url=account.service.database_url).returncode == 0
     assert check(account) == []
 

@@ -269,11 +269,11 @@ def test_white_space_around_a_connection_string_is_ignored(database_url: str) ->
 
 
 def test_the_settings_in_force_are_shown_without_passwords() -> None:
-    url = "postgresql://igris:pass%2Fword@db.example.com/igris?sslmode=require"
+    url = "postgresql://igris:pass%2Fword@db.example.com/igris?sslmode=require&oauth_client_secret=word"
     shown = command("config", database_url=url, THREADS="7").stdout
     assert re.search(r"^THREADS +7 +in the environment +threads", shown, re.MULTILINE)
     assert re.search(r"^IDEMPOTENCY_DAYS +7 +by default", shown, re.MULTILINE)
-    assert "word" not in re.sub("password=", "", shown)
+    assert "word" not in re.sub("password=|[pP]asswords", "", shown)
     [values] = json_lines(command("config", "--json", database_url=url).stdout)
     assert "password=***" in values["DATABASE_URL"]
     assert "host=db.example.com" in values["DATABASE_URL"]
@@ -298,3 +298,10 @@ def test_the_program_works_from_any_folder(account: Account, tmp_path: Path) -> 
 
 def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n  version: {config.VERSION}\n" in (ROOT / "openapi.yaml").read_text()
+
+
+def test_an_organization_of_which_a_request_was_rejected_can_be_renamed(new_account: Callable[..., Account]) -> None:
+    account = new_account(0)
+    assert account.post(EVENT).status == 429
+    done = command("organizations", "rename", account.org_id, "globe", database_url=account.service.database_url)
+    assert done.returncode == 0, done.stderr
