@@ -7,7 +7,7 @@ export PORT
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: usable .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a PostgreSQL of its own
+run: usable .venv/run ## Serve on 127.0.0.1:$PORT (8000), with a separate PostgreSQL
 	@.venv/bin/python -m dev.run
 
 test: usable .venv/dev ## Run all tests; against another PostgreSQL with TEST_DATABASE_URL

@@ -144,7 +144,7 @@ class Database:
     def __init__(self, url: str, threads: int, *, prepare: bool) -> None:
         self._url = url
         self._prepare = prepare
-        # the last one is taken: so the first is the impatient one, and slots without a connection come next
+        # `pop` takes the last slot: the impatient slot is used last, and before it those without a connection
         self._free = [Slot(SHORT_LOCK_TIMEOUT), *(Slot(LOCK_TIMEOUT) for _ in range(threads - 1))]
         self._is_down = False  # PostgreSQL could not be reached, or did not respond
         self._last_response = 0.0

@@ -68,9 +68,8 @@ threads = _settings["THREADS"]
 # A worker that runs out of files ends. Besides its clients it has a connection to PostgreSQL for each thread.
 worker_connections = max(threads + 1, min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - threads - 64))
 keepalive = 95  # longer than a proxy keeps idle connections, else it sends into one that was just closed: a 502
-timeout = (
-    150  # gunicorn's main thread can wait 2 s for each of 60 clients that don't hang up, before it shows that it lives
-)
+# gunicorn's main thread can wait 2 s for each of 60 clients that don't hang up, before it shows that it lives.
+timeout = 150
 accesslog = None  # logs.py writes a line for each request
 loglevel = "warning"  # until on_reload sets up the log. With `logconfig_dict`, gunicorn makes access lines.
 statsd_host = _settings["STATSD_HOST"]

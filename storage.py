@@ -88,7 +88,7 @@ class Storage:
         self._no_room_until = 0.0  # PostgreSQL's disk was full a short time ago
 
     def identify(self, key: str) -> ApiKey:
-        """Return what `authenticate` does, from memory if the key was seen before. It may have been revoked since."""
+        """Return a key as `authenticate` does, from memory if it was seen before. It may have been revoked since."""
         return self._seen_keys.get(key_hash(key)) or self.authenticate(key)
 
     def authenticate(self, key: str) -> ApiKey:

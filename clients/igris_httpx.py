@@ -20,7 +20,7 @@ class IgrisHook:
         self._igris = igris
 
     def __call__(self, response: Any) -> None:
-        """Send an event for an attempt at a call. Of a streamed answer only the model and the status are known."""
+        """Send an event for an attempt at a call. Of a streamed response, only the model and the status are known."""
         if (call := _call(response)) is not None and not call.get("stream"):
             response.read()
         self._send(call, response)
@@ -33,7 +33,7 @@ class IgrisHook:
     def _send(self, call: dict[str, Any] | None, response: Any) -> None:
         if call is None:
             return
-        answer = {} if call.get("stream") else _object(response.content)
+        response = {} if call.get("stream") else _object(response.content)
         self._igris.send(
             TYPES[_end_of_path(response)],
             str(call.get("model") or "unknown model"),
@@ -41,9 +41,9 @@ class IgrisHook:
             metadata={
                 "host": response.request.url.host,
                 "status": response.status_code,
-                "id": answer.get("id"),
-                "usage": answer.get("usage"),
-                "error": answer.get("error"),
+                "id": response.get("id"),
+                "usage": response.get("usage"),
+                "error": response.get("error"),
             },
         )
 

@@ -1,4 +1,4 @@
-// Send a batch with Node's fetch. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost.
+// Send a batch with Node's fetch. All attempts have one Idempotency-Key, so the batch is stored once.
 import { randomUUID } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 
@@ -26,12 +26,12 @@ export async function send(url, key, events, { attempts = 10, lenient = false, o
     const controller = new AbortController();
     const timeout = setTimeout(() => controller.abort(), 35_000);
     try {
-      const answer = await fetch(url, { method: "POST", headers, body, signal: controller.signal });
-      const text = await answer.text();
-      if (answer.ok) return JSON.parse(text);
-      problem = new Error(`${answer.status} ${text.trim()}`);
-      const isRateLimit = answer.status === 429 && answer.headers.has("Retry-After"); // nginx's; the quota's has none
-      if (!WORTH_ANOTHER_ATTEMPT.has(answer.status) && !isRateLimit) attempt = Infinity;
+      const response = await fetch(url, { method: "POST", headers, body, signal: controller.signal });
+      const text = await response.text();
+      if (response.ok) return JSON.parse(text);
+      problem = new Error(`${response.status} ${text.trim()}`);
+      const isRateLimit = response.status === 429 && response.headers.has("Retry-After"); // nginx's; the quota's has none
+      if (!WORTH_ANOTHER_ATTEMPT.has(response.status) && !isRateLimit) attempt = Infinity;
     } catch (error) {
       problem = error; // no response, or a part of one
       if (HOPELESS.test(error.code ?? error.cause?.code ?? "")) attempt = Infinity;

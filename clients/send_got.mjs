@@ -1,4 +1,4 @@
-// Send a batch with got. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost.
+// Send a batch with got. All attempts have one Idempotency-Key, so the batch is stored once.
 import { randomUUID } from "node:crypto";
 import got from "got";
 

@@ -14,18 +14,20 @@ def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
     headers = {"Authorization": f"Bearer {key.strip()}", "Idempotency-Key": str(uuid.uuid4())}
     for attempt in stamina.retry_context(on=_may_help, attempts=10, timeout=None, wait_initial=0.25, wait_max=10):
         with attempt:
-            answer = httpx.post(url, json=events, headers=headers, timeout=35)
-            if answer.is_error:
-                message = f"{answer.status_code}: {answer.text}"
-                raise httpx.HTTPStatusError(message, request=answer.request, response=answer)
-    return int(answer.json()["data"]["ingested"])
+            response = httpx.post(url, json=events, headers=headers, timeout=35)
+            if response.is_error:
+                message = f"{response.status_code}: {response.text}"
+                raise httpx.HTTPStatusError(message, request=response.request, response=response)
+    return int(response.json()["data"]["ingested"])
 
 
 def _may_help(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
-        answer = error.response
-        is_rate_limit = answer.status_code == 429 and "Retry-After" in answer.headers  # nginx's; the quota's has none
-        return answer.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
+        response = error.response
+        is_rate_limit = (
+            response.status_code == 429 and "Retry-After" in response.headers
+        )  # nginx's; the quota's has none
+        return response.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
         return False  # the URL, a header or the certificate is wrong
     return isinstance(error, httpx.TransportError)

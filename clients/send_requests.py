@@ -1,4 +1,4 @@
-"""Send a batch with requests. One Idempotency-Key for all attempts: the batch is stored once, whatever gets lost."""
+"""Send a batch with requests. All attempts have one Idempotency-Key, so the batch is stored once."""
 
 import uuid
 from typing import Any
@@ -21,7 +21,7 @@ def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
     with requests.Session() as session:
         session.mount(url, HTTPAdapter(max_retries=_ATTEMPTS))
         headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": str(uuid.uuid4())}
-        answer = session.post(url, json=events, headers=headers, timeout=35)
-    if not answer.ok:
-        raise requests.HTTPError(f"{answer.status_code}: {answer.text}", response=answer)
-    return int(answer.json()["data"]["ingested"])
+        response = session.post(url, json=events, headers=headers, timeout=35)
+    if not response.ok:
+        raise requests.HTTPError(f"{response.status_code}: {response.text}", response=response)
+    return int(response.json()["data"]["ingested"])

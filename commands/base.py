@@ -155,8 +155,8 @@ def snapshot() -> Iterator[Connection]:
 def lock_partitions(connection: Connection) -> None:
     """Keep events from being moved to another partition until the transaction ends.
 
-    Has to be its first statement: one that sees an older state, and waits for the move, finds the events nowhere. From
-    then on, PostgreSQL's own functions are found before functions of the same name in other schemas.
+    Has to be its first statement: otherwise its snapshot could be older than a move, and would miss the moved events.
+    From then on, PostgreSQL's own functions are found before functions of the same name in other schemas.
     """
     connection.execute("LOCK TABLE audit_events IN ACCESS SHARE MODE")
     connection.execute("SELECT set_config('search_path', 'pg_catalog, ' || current_setting('search_path'), true)")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import click
 
 from commands.base import AlreadyRunning, exclusive, fetch_dicts, reports_errors, server_time, session, translate_errors
-from commands.evidence.chain import BEGINNING, exact, open_day_end
+from commands.evidence.chain import BEGINNING, open_day_end
 from commands.evidence.seals import sealed_until
-from commands.output import counted, printable
+from commands.output import counted, exact, printable
 from commands.parameters import json_option
 from commands.quota import usage_of_month
 from config import load_settings

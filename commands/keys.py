@@ -32,7 +32,7 @@ def keys() -> None:
 @keys.command("create")
 @click.argument("org", type=Name())
 @click.option("--label", type=Name(), help="What the key is for.")
-@click.option("--expires-in-days", type=click.IntRange(1, 36500), help="By default a key never expires.")
+@click.option("--expires-in-days", type=click.IntRange(1, 36500), help="Days until the key expires. Default: never.")
 @click.option("--monthly-quota", type=Quota(), help="The new organization's quota: a number of events, or unlimited.")
 @reports_errors
 def create(org: str, label: str | None, expires_in_days: int | None, monthly_quota: tuple[int | None] | None) -> None:
@@ -87,7 +87,7 @@ def rename(key_id: int, label: str) -> None:
     with transaction() as connection:
         if not connection.execute("UPDATE api_keys SET label = %s WHERE id = %s", [label, key_id]).rowcount:
             raise NotFound(f"there is no API key {key_id}")
-    click.echo(f"key {key_id} is called {label!r}", err=True)
+    click.echo(f"renamed key {key_id} to {label!r}", err=True)
 
 
 @keys.command("revoke")

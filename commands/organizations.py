@@ -101,7 +101,7 @@ def create(org: str, monthly_quota: tuple[int | None] | None) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @reports_errors
 def delete(org: str, yes: bool) -> None:
-    """Delete an organization with its keys, its events and its chain. From its beginning on, requests get a 401.
+    """Delete an organization with its keys, its events and its chain. Requests get a 401 once it has begun.
 
     \b
     Examples:

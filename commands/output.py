@@ -18,7 +18,7 @@ def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool = False) 
     """Print rows as a table, or as lines of JSON."""
     if as_json:
         for row in rows:
-            click.echo(json.dumps({column: row[column] for column in columns}, default=iso))
+            click.echo(json.dumps({column: row[column] for column in columns}, default=exact))
     else:
         Table(columns).print(rows)
 
@@ -87,9 +87,9 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def iso(value: datetime) -> str:
-    """Return a time in UTC as ISO 8601."""
-    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+def exact(moment: datetime) -> str:
+    """Return a time in UTC as ISO 8601, always to the microsecond."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import click
 
 from commands.base import check_organization, exclusive, reports_errors, session
 from commands.evidence.amendments import amend_to_nothing, reason_option
-from commands.evidence.chain import BEGINNING, entries_of, periods_of
-from commands.output import iso, progress, show
+from commands.evidence.chain import BEGINNING, brief, entries_of, periods_of
+from commands.output import progress, show
 from commands.parameters import Moment, org_option
 from database import Connection
 
@@ -130,24 +130,24 @@ def prune_before(
 ) -> None:
     """Delete the events that were received before a time, and print how many. `asks` asks first."""
     if before > datetime.now(UTC):
-        raise click.BadParameter(f"{iso(before)} is in the future", param_hint="--before")
+        raise click.BadParameter(f"{brief(before)} is in the future", param_hint="--before")
     found = find_prunable(connection, before, org)
     events = sum(each.events for each in found)
     if dry_run or asks:
         rows = [{"organization": each.org_id, "events": each.events, "before": each.before} for each in found]
         show(rows, ["organization", "events", "before"])
     if dry_run:
-        click.echo(f"{events} events received before {iso(before)} would be deleted")
+        click.echo(f"{events} events received before {brief(before)} would be deleted")
         return
     if asks:
-        click.confirm(f"Delete {events} events received before {iso(before)}?", abort=True, err=True)
+        click.confirm(f"Delete {events} events received before {brief(before)}?", abort=True, err=True)
     deleted = 0
     with progress(events, "events") as show_progress:
         for prunable in amend_prunable(connection, before, [each.org_id for each in found], reason):
             for count in prune_events(connection, prunable):
                 deleted += count
                 show_progress(deleted, deleted)
-    click.echo(f"deleted {deleted} events received before {iso(before)}")
+    click.echo(f"deleted {deleted} events received before {brief(before)}")
 
 
 def find_prunable(connection: Connection, before: datetime, org_id: str | None) -> list[Prunable]:
@@ -180,7 +180,7 @@ def amend_prunable(
             found = find_prunable(connection, before, org_id)
             for prunable in found:
                 periods = [p for p in periods_of(entries_of(connection, org_id)) if p.until <= prunable.before]
-                amend_to_nothing(connection, org_id, periods, f"prune --before {iso(before)}", words)
+                amend_to_nothing(connection, org_id, periods, f"prune --before {brief(before)}", words)
         yield from found
 
 

@@ -1,4 +1,4 @@
-"""`make run`: the service as production runs it, on a PostgreSQL of its own. Ctrl-C stops both."""
+"""`make run`: the service as production runs it, on a separate PostgreSQL. Ctrl-C stops both."""
 
 import contextlib
 import fcntl

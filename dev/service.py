@@ -80,7 +80,7 @@ def high_water_mark(pid: int) -> int:
 
 
 class Service:
-    """A gunicorn with its workers, on a port of its own; its output goes to a file."""
+    """A gunicorn with its workers, on a free port; its output goes to a file."""
 
     def __init__(
         self, database_url: str, log: Path, application: str = "app:create_app()", before: str = "", **settings: Any

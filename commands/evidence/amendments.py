@@ -87,8 +87,8 @@ def amend(connection: Connection, org_id: str, condition: str, parameters: dict[
                 there, digest_before = digest_of(found)
             if period.newest.is_amendment and there > period.newest.events:
                 raise click.ClickException(
-                    f"{period.named()} has more events than `{period.newest.reason}` left: first end that command, "
-                    "which was interrupted"
+                    f"{period.named()} has more events than `{period.newest.reason}` left: that command was "
+                    "interrupted: run it again first"
                 )
             is_intact = digest_before == period.newest.digest
             words = reason if is_intact else f"{reason} {WAS_NOT_INTACT}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg.rows import class_row
 
+from commands.output import exact
 from database import Connection
 
 DAY = timedelta(days=1)
@@ -54,11 +55,6 @@ def midnight(moment: datetime | date) -> datetime:
     """Return the beginning of a day in UTC, or of the day of a time."""
     day = moment.astimezone(UTC) if isinstance(moment, datetime) else moment
     return datetime.combine(day, time(), UTC)
-
-
-def exact(moment: datetime) -> str:
-    """Return a time in UTC, always to the microsecond."""
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
 
 
 def brief(moment: datetime) -> str:

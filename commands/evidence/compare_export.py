@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from commands.evidence.chain import Period, exact
+from commands.evidence.chain import Period
 from commands.evidence.trail import Filters, lines
-from commands.output import counted, printable
+from commands.output import counted, exact, printable
 from database import Connection
 
 MAX_DIFFERENCES = 100  # how many differences are named

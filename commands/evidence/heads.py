@@ -8,7 +8,7 @@ from typing import BinaryIO
 import click
 
 from commands.evidence.chain import Entry, read_shown
-from commands.output import counted, printable
+from commands.output import counted, exact, printable
 
 MAX_LINE = 2**20  # bytes; a line of `verify --json` has its problems and amendments, too
 
@@ -28,7 +28,9 @@ def read_heads(file: BinaryIO) -> dict[str, list[Entry]]:
         except (ValueError, AttributeError, RecursionError) as error:
             words = "" if isinstance(error, (json.JSONDecodeError, AttributeError)) else f" ({error})"
             where = f"{printable(file.name)}, line {number}"
-            raise click.ClickException(f"{where}: not what `seal --json` or `verify --json` printed{words}") from None
+            raise click.ClickException(
+                f"{where}: not a line that `seal --json` or `verify --json` printed{words}: remove it"
+            ) from None
     return kept
 
 
@@ -56,13 +58,20 @@ def compare_heads(entries: list[Entry], kept: list[Entry]) -> Vouched:
         if found and found.entry_digest == entry.entry_digest:
             newest = entry
             if entry.made_at and entry.made_at != found.made_at:
-                problems.append(f"{entry.named()}: the time at which it was made is another one than was kept")
+                in_chain = exact(found.made_at) if found.made_at else "no time"
+                problems.append(
+                    f"{entry.named()}: kept as made at {exact(entry.made_at)}, and in the chain at {in_chain}"
+                )
         else:
             differing.append(entry)
     if differing:
         first = differing[0]
         number = counted(len({entry.entry_digest for entry in differing}), "kept entry", "kept entries")
-        what = "is another one in the chain" if first.number in there else "is missing from the chain"
+        what = (
+            "differs from the entry of that number in the chain"
+            if first.number in there
+            else "is missing from the chain"
+        )
         problems.append(
             f"{number} not in the chain: {first.named()}, kept as {first.entry_digest.hex()}, {what}. The chain was "
             "rewritten after that, or the database was restored from a backup: ask for the time of a restore"

@@ -20,11 +20,12 @@ from typing import IO, Any, BinaryIO
 import click
 
 from commands.base import check_organization, fetch_dicts, named_errors, reports_errors, server_time, snapshot
-from commands.evidence.chain import DAY, NO_EVENTS, Entry, Period, entries_of, exact, midnight, periods_of
+from commands.evidence.chain import DAY, NO_EVENTS, Entry, Period, entries_of, midnight, periods_of
 from commands.evidence.heads import read_heads
+from commands.evidence.report import Report, groups_of, problem_of, verify_organization
 from commands.evidence.trail import Filters, count, lines
-from commands.evidence.verify import NOT_INTACT, Report, groups_of, problem_of, verify_organization
-from commands.output import counted, printable, progress
+from commands.evidence.verify import NOT_INTACT
+from commands.output import counted, exact, printable, progress
 from commands.parameters import Moment, Name
 from config import VERSION
 from database import Connection
@@ -198,42 +199,65 @@ def write_pack(
     with_events: bool,
 ) -> None:
     """Write the files of a pack about an organization's events that were received in a period."""
-    org_id = report.organization
     periods = [period for period in periods_of(entries) if period.until > since and period.since < until]
     days = {day: Day(day) for day in _days(since, until)}
-    files: list[tuple[int, str]] = []
-    sums: list[str] = []
-    with progress(sum(period.newest.events for period in periods), "events") as show_progress:
-        done = 0
-        for group in groups_of(periods):
-            is_empty = not group[0].newest.events and not _count(connection, org_id, group)
-            for period in group:
-                number, date_of = period.newest.number, period.day
-                name = f"events/{number:06}-{date_of}.ndjson"
-                found, digest = (0, NO_EVENTS) if is_empty else _copy(connection, pack, period, name, with_events)
-                if period.newest.events:
-                    files.append((number, name.removeprefix("events/")))
-                    sums.append(f"{period.newest.digest.hex()}  {name}\n")
-                if day := days.get(date_of):
-                    _add_period(day, period, found, digest)
-                done += period.newest.events
-                show_progress(done, done)
+    files = _write_events(connection, pack, periods, days, with_events=with_events)
     sealed_until = max((period.until for period in periods), default=since)
     for day in days.values():
         _add_unsealed(day, sealed_until, until)
     if with_events:
+        sums = (f"{period.newest.digest.hex()}  events/{name}\n" for period, name in files)
         pack.write("SHA256SUMS", "".join(sums))
-    with pack.open("chain.ndjson") as file:
-        for entry in entries:
-            file.write(f"{entry.line()}\n".encode())
+    pack.write("chain.ndjson", "".join(f"{entry.line()}\n" for entry in entries))
     pack.write("check.sh", _template("check.sh").render(since=exact(since), until=exact(until)))
+    _write_page(connection, pack, entries, kept, report, list(days.values()), files, since, until, made_at)
+
+
+def _write_events(
+    connection: Connection, pack: Pack, periods: list[Period], days: dict[date, Day], *, with_events: bool
+) -> list[tuple[Period, str]]:
+    """Write the events of each period into a file; return the periods that have events, with the names of their files.
+
+    Adds to `days` how each period compares with its entry. Without `with_events`, events are only compared.
+    """
+    files: list[tuple[Period, str]] = []
+    with progress(sum(period.newest.events for period in periods), "events") as show_progress:
+        done = 0
+        for group in groups_of(periods):
+            is_empty = not group[0].newest.events and not _count(connection, group)
+            for period in group:
+                name = f"{period.newest.number:06}-{period.day}.ndjson"
+                found, digest = (0, NO_EVENTS) if is_empty else _copy(connection, pack, period, name, with_events)
+                if period.newest.events:
+                    files.append((period, name))
+                if day := days.get(period.day):
+                    _add_period(day, period, found, digest)
+                done += period.newest.events
+                show_progress(done, done)
+    return files
+
+
+def _write_page(
+    connection: Connection,
+    pack: Pack,
+    entries: list[Entry],
+    kept: list[Entry],
+    report: Report,
+    days: list[Day],
+    files: list[tuple[Period, str]],
+    since: datetime,
+    until: datetime,
+    made_at: datetime,
+) -> None:
+    """Write index.html. It has all that it shows and checks, but for the files of events."""
+    org_id = report.organization
     there = {entry.number: entry.entry_digest for entry in entries}
     numbers = sorted({entry.number for entry in kept if there.get(entry.number) == entry.entry_digest})
-    charts, rows, step = _charts(connection, org_id, since, until, list(days))
+    charts, rows, step = _charts(connection, org_id, since, until, [day.date for day in days])
     data = {
         "organization": org_id,
         "entries": [[exact(e.since), exact(e.until), e.events, e.digest.hex(), e.reason] for e in entries],
-        "files": files,
+        "files": [(period.newest.number, name) for period, name in files],
         "kept": numbers,
         "head": entries[-1].entry_digest.hex() if entries else "",
     }
@@ -245,9 +269,7 @@ def write_pack(
         made_at=made_at,
         version=VERSION,
         report=report,
-        months=[
-            (f"{key:%B %Y}", list(group)) for key, group in groupby(days.values(), lambda day: day.date.replace(day=1))
-        ],
+        months=[(f"{month:%B %Y}", list(group)) for month, group in groupby(days, lambda day: day.date.replace(day=1))],
         symbols=SYMBOLS,
         meanings=MEANINGS,
         charts=charts,
@@ -268,14 +290,14 @@ def write_pack(
         page.dump(file, encoding="utf-8")
 
 
-def _count(connection: Connection, org_id: str, group: list[Period]) -> int:
-    return count(connection, Filters(org_id, group[0].since, group[-1].until))
+def _count(connection: Connection, group: list[Period]) -> int:
+    return count(connection, Filters(group[0].newest.org_id, group[0].since, group[-1].until))
 
 
 def _copy(connection: Connection, pack: Pack, period: Period, name: str, with_events: bool) -> tuple[int, bytes]:
     """Write the events of a period that has some into a file, `with_events`; return their number and digest."""
     digest, events = hashlib.sha256(), 0
-    opened = pack.open(name) if with_events and period.newest.events else nullcontext()
+    opened = pack.open(f"events/{name}") if with_events and period.newest.events else nullcontext()
     with lines(connection, Filters(period.newest.org_id, period.since, period.until)) as found, opened as file:
         for line in found:
             digest.update(line)

@@ -28,20 +28,19 @@ from commands.evidence.chain import (
     append,
     digest_of,
     entries_of,
-    exact,
     first_day,
     following,
     midnight,
     periods_of,
 )
 from commands.evidence.trail import MAX_COMMIT_DELAY, Filters, await_storing, lines
-from commands.output import printable
+from commands.output import exact, printable
 from commands.parameters import json_option, org_option
 from database import Connection
 from database_errors import Unavailable
 
 SEALING_DELAY = 3 * MAX_COMMIT_DELAY
-"""What was received a minute ago is committed, or never will be, but for a commit that waits for a standby."""
+"""After a minute an event is committed or rolled back, unless its commit waits for a standby: see `await_storing`."""
 
 MAX_CLOCK_DIFFERENCE = timedelta(minutes=1)  # between PostgreSQL's machine and ours
 

@@ -81,7 +81,7 @@ class JmesPath(click.ParamType[Expression]):
         try:
             return Expression(value) if isinstance(value, str) else value
         except ValueError as error:
-            self.fail(f"{value!r} is no JMESPath expression, such as data or data[].results[]: {error}", param, ctx)
+            self.fail(f"{value!r} is not a JMESPath expression, such as data or data[].results[]: {error}", param, ctx)
 
 
 class TimeFormat(click.ParamType[str]):
@@ -140,7 +140,7 @@ def _option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Ca
     "--format",
     "file_format",
     type=click.Choice(sorted({*FORMATS.values(), "split"} - {"rejects"})),
-    help="By default the name of FILE says it. json is an array, or an object whose `events` is one; split is pandas'.",
+    help="Format of FILE. Default: by its name. json is an array, or an object with `events`; split is pandas'.",
 )
 @click.option(
     "--map",
@@ -175,16 +175,18 @@ def _option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Ca
 )
 @_option("--where", type=JmesPath(), help="Only the rows for which the expression finds something.")
 @_option("--delimiter", type=Delimiter(), help="CSV: by default , ; tab or |, whichever splits the header row.")
-@_option("--encoding", type=Encoding(), help="By default UTF-8, or UTF-16 with its mark.")
+@_option("--encoding", type=Encoding(), help="Encoding of FILE. Default: UTF-8, or UTF-16 with a byte order mark.")
 @_option("--time-format", type=TimeFormat(), help="Other timestamps, in strptime's words: '%m/%d/%Y, %I:%M %p'.")
 @click.option("--timestamp-now", is_flag=True, help="Date rows without a timestamp at the time of the import.")
 @click.option(
-    "--changed-file", is_flag=True, help="Store FILE although its rows differ from its last import, or repeat it."
+    "--changed-file",
+    is_flag=True,
+    help="Store FILE even if it differs from its last import, or has rows that are stored already.",
 )
 @click.option(
     "--mixed-forms", is_flag=True, help="Go on although the first rows have timestamps or bytes of several forms."
 )
-@_option("--rejects", "rejects_path", type=click.Path(), help="By default FILE.rejects.ndjson.")
+@_option("--rejects", "rejects_path", type=click.Path(), help="File for rejected rows. Default: FILE.rejects.ndjson.")
 @click.option("--dry-run", is_flag=True, help="Check the rows and the quota, and store nothing.")
 @reports_errors
 def import_(
@@ -208,7 +210,7 @@ def import_(
     rejects_path: str | None,
     dry_run: bool,
 ) -> None:
-    """Store the rows of FILE (CSV, NDJSON, JSON or Parquet, also as .gz; - is standard input) as events.
+    """Store the rows of FILE (CSV, NDJSON or JSON, also as .gz; Parquet; - is standard input) as events.
 
     With --id each row is stored once, from any file. Without it, a run skips what an earlier run of the
     same file stored. Rows that can't be events go to FILE.rejects.ndjson; fixed there, that file can be imported.
@@ -271,20 +273,31 @@ def import_(
             with suppress(psycopg.Error, database_errors.Unavailable):
                 record.end(job.counts)
         room = quota_use(connection, org).remaining if dry_run else None
-    fate = f"stored {job.stored}, already stored {job.skipped}"
-    if dry_run:
-        fate = f"valid {job.read - job.rejected}, of these already stored {job.skipped}, stored none"
     left_out = f", left out {maker.left_out}" if where else ""
-    click.echo(f"read {job.read}, {fate}, rejected {job.rejected}{left_out}{rejects.where}")
+    click.echo(f"read {job.read}, {_fate(job, dry_run)}, rejected {job.rejected}{left_out}{rejects.where}")
     if dry_run:
         click.echo(f"the month's quota has room for {'any number' if room is None else room}")
+    if not (problem or job.read) and maker.left_out:
+        problem, status = "--where left out all rows", 1
+    _print_details(job, maker, source_note, has_rows=bool(problem or job.read or maker.left_out))
+    if problem:
+        click.echo(f"Error: {problem}", err=True)
+    sys.exit(status or (3 if job.rejected else 0))
+
+
+def _fate(job: ImportById | Import, dry_run: bool) -> str:
+    if dry_run:
+        return f"valid {job.read - job.rejected}, of these already stored {job.skipped}, stored none"
+    return f"stored {job.stored}, already stored {job.skipped}"
+
+
+def _print_details(job: ImportById | Import, maker: EventMaker, source_note: str, *, has_rows: bool) -> None:
+    """Print on standard error why rows were rejected, which times the events have, and what may be a mistake."""
     for reason, count in job.reasons.most_common(10):
         click.echo(f"  {count:,} x {printable(reason)}", err=True)
     notes = [*maker.notes, *([source_note] if source_note else [])]
-    if not (problem or job.read or maker.left_out):
+    if not has_rows:
         notes.append("no rows were found")
-    if not (problem or job.read) and maker.left_out:
-        problem, status = "--where left out all rows", 1
     if maker.first_day < maker.last_day:
         click.echo(f"timestamps from {maker.first_day} to {maker.last_day}", err=True)
     if isinstance(job, ImportById) and job.changed:
@@ -294,9 +307,6 @@ def import_(
         notes.append(f"{what}: not stored again")
     for note in notes:
         click.echo(f"Note: {note}", err=True)
-    if problem:
-        click.echo(f"Error: {problem}", err=True)
-    sys.exit(status or (3 if job.rejected else 0))
 
 
 def _checked_format(file: str, file_format: str | None, each: Sequence[Any]) -> str:

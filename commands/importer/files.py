@@ -131,7 +131,7 @@ def _is_utf8(begin: bytes) -> bool:
 
 
 class _AsUtf8(io.RawIOBase):
-    """What a stream holds, in UTF-8 instead of its own encoding. Reading raises UnicodeError if it has another one."""
+    """A stream converted from an encoding to UTF-8. Reading raises UnicodeError if its encoding is another one."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream

@@ -214,7 +214,7 @@ class _Document:
         self.line = 1  # the line of the next character
 
     def peek(self) -> str:
-        """Return the next character that is no space; nothing at the end."""
+        """Return the next character that is not white space; an empty text at the end."""
         while True:
             end = _skip_space(self._text, self._at)
             self._pass(end)

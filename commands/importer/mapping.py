@@ -53,7 +53,7 @@ class FieldFinder:
         self._options = options
         self._names = names
         self._may_lack_columns = may_lack_columns
-        self.notes: list[str] = []  # what may be a mistake, and may be none
+        self.notes: list[str] = []  # possible mistakes
         self.translated: set[tuple[str, str]] = set()  # the fields and values of --map-value that a row had
         taken = {source for source in options.sources.values() if source in names}
         self._places = [self._map(field, taken) for field in FIELDS if field not in options.constants]

@@ -225,7 +225,7 @@ def list_imports(org: str | None, as_json: bool) -> None:
 @click.argument("import_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option(
-    "--sealed", is_flag=True, help="Also sealed events: an entry of the chain says so, and `verify` reports it."
+    "--sealed", is_flag=True, help="Delete sealed events, too. An amendment records it, and `verify` reports it."
 )
 @reason_option
 @reports_errors

@@ -20,7 +20,7 @@ class RejectsFile:
     """The file that gets the rejected rows, if there are any: a line of JSON each.
 
     It is made beside the imported file, under a name that is not taken: a person may be fixing an earlier file. For
-    standard input, and what is no ordinary file, it is made in the current folder.
+    standard input, and for a path that is not a regular file, it is made in the current folder.
     """
 
     def __init__(self, file: str, path: str | None = None) -> None:

@@ -88,7 +88,7 @@ class EventMaker:
 
     @property
     def notes(self) -> list[str]:
-        """What may be a mistake in the options, and may be none."""
+        """Possible mistakes in the options."""
         if self._finder is None:
             return []
         given = [

@@ -13,7 +13,7 @@ import pytest
 from commands.base import connect
 from commands.evidence import chain
 from commands.evidence.pack import Pack, write_pack
-from commands.evidence.verify import Report
+from commands.evidence.report import Report
 from dev.service import wait_for
 from tests.commands.trail import receive, run, seals, verify
 from tests.support import Account

@@ -46,14 +46,12 @@ def test_old_events_are_pruned(account: Account, new_account: Callable[..., Acco
     arguments = ["prune", "--before", "2026-03-01", "--org", account.org_id]
     counted = run(account, *arguments, "--dry-run").stdout.splitlines()
     assert counted[1].split() == [account.org_id, "2", "2026-03-01", "00:00:00Z"]
-    assert counted[-1] == "2 events received before 2026-03-01T00:00:00Z would be deleted"
+    assert counted[-1] == "2 events received before 2026-03-01 would be deleted"
     assert account.count() == 4
 
     pruned = run(account, *arguments)
     assert (pruned.returncode, pruned.stderr) == (0, "")
-    assert (
-        pruned.stdout == "deleted 2 events received before 2026-03-01T00:00:00Z\ndeleted 0 expired idempotency keys\n"
-    )
+    assert pruned.stdout == "deleted 2 events received before 2026-03-01\ndeleted 0 expired idempotency keys\n"
     assert (account.count(), account.used(), other.count()) == (2, 4, 4)
 
     assert run(account, "prune", "--before", "2026-03-01T00:00:01Z").returncode == 0
@@ -281,7 +279,7 @@ def test_keys_are_listed_for_scripts(account: Account) -> None:
     [
         (["prune", "--before", "2026-W10"], "'2026-W10' is not a date"),
         (["prune", "--before", "9999-12-31T23:59:59-12:00"], "'9999-12-31T23:59:59-12:00' is not a date"),
-        (["prune", "--before", "2126-03-01"], "2126-03-01T00:00:00Z is in the future"),
+        (["prune", "--before", "2126-03-01"], "2126-03-01 is in the future"),
         (["prune", "--before", "yesterday"], "'yesterday' is not a date; use 2026-03-01"),
         (["prune", "--before", "2026-03-01T10:00"], "has no time zone; add Z for UTC"),
         (["prune", "--before", "2026-03-01", "--org", "nobody"], "there is no organization 'nobody'"),
