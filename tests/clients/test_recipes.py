@@ -334,7 +334,7 @@ def test_what_cannot_be_sent_by_the_end_of_the_process_is_said() -> None:
     assert done.returncode == 0
     [unreachable, *rejected] = done.stderr.splitlines()
     assert "can't be reached, trying again" in unreachable
-    assert rejected == ["igris-ingest rejected events with 0: the process ended before it responded"] * 2
+    assert rejected == ["igris-ingest rejected events with 0: the process ended before there was a response"] * 2
 
 
 def test_the_document_names_every_client() -> None:

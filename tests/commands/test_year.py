@@ -29,6 +29,7 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # timeouts last as long as they do
+            "NO_FAKE_STAT": "1",  # gunicorn's workers show that they live by the time of a file
         }
         self.set(DAYS)
 
