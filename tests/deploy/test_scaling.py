@@ -35,30 +35,14 @@ def psql(account: Account, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_questions_of_the_documentation_have_answers(own_account: Account) -> None:
-    set_up(own_account.service.database_url, "acme", 100, "silent")
-    own_account.execute("UPDATE api_keys SET created_at = now() - interval '2 days'")
+def test_the_questions_of_the_documentation_return_rows(own_account: Account) -> None:
     own_account.execute("ANALYZE audit_events")
-    by_hour, denied, silent, disk, quota = [own_account.execute(sql.replace("%", "%%")) for sql in QUESTIONS]
+    by_hour, denied, disk = [own_account.execute(sql.replace("%", "%%")) for sql in QUESTIONS]
     assert [(row[1], row[2]) for row in by_hour] == [("generate_report", 7), ("delete_all", 1)]
     assert [row[1:4] for row in denied] == [("acme", "openai", "delete_all")]
-    assert [(row[0], row[1], row[3]) for row in silent] == [("acme", "silent", None)]
     [(_, events, bytes_per_event, *_)] = disk
     assert events == 8
     assert bytes_per_event > 100
-    [(org_id, used, monthly_quota, percent, expected)] = quota
-    assert (org_id, used, monthly_quota, percent) == ("acme", 8, 100, 8)
-    assert expected >= 7
-
-
-def test_events_that_can_not_be_read_are_found(own_account: Account) -> None:
-    [query] = re.findall(r"## Events that can't be read.*?```\n(.*?)```", OPERATIONS, re.DOTALL)
-    own_account.execute("""
-        INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
-        SELECT 'acme', 'custom', 'x', 'log', now(), jsonb_build_object('a', jsonb_agg(1e131071)), now()
-        FROM generate_series(1, 200)
-    """)
-    assert [row[1] for row in own_account.execute(query.replace("%", "%%"))] == [9]
 
 
 @pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")

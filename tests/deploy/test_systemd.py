@@ -31,12 +31,12 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_its_exposure_is_what_the_documentation_says() -> None:
+def test_the_unit_leaves_the_service_little_to_reach() -> None:
+    """0 is a service without any right, and 10 one without any restriction."""
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "deploy/igris-ingest.service"]
     report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     [exposure] = re.findall(r"exposure level for igris-ingest.service: ([\d.]+)", report)
-    [documented] = re.findall(r"exposure level of ([\d.]+)", (ROOT / "docs/operations.md").read_text())
-    assert float(exposure) <= float(documented)
+    assert float(exposure) <= 1.2
 
 
 def test_the_units_name_what_is_there() -> None:
