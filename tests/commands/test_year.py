@@ -1,20 +1,18 @@
-"""A trail of 400 days, on a simulated clock: real time passes for PostgreSQL, the service and the commands alike."""
+"""A trail of 400 days. PostgreSQL and the commands have a simulated clock. The service takes times from PostgreSQL."""
 
 import os
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import urllib3
 
 from dev import postgres
-from dev.service import Response, Service, set_up
+from dev.service import Service, set_up
 from tests.support import igris, json_lines
 
 DAYS = 400
@@ -58,14 +56,6 @@ def events_of(day: int) -> list[dict[str, Any]]:
     ]
 
 
-def send(service: Service, events: list[dict[str, Any]], key: str, idempotency_key: str) -> Response:
-    """Post events as clients have to, again if there is no response: the library of the clock can end a worker."""
-    for _ in range(5):
-        with suppress(urllib3.exceptions.ProtocolError):
-            return service.post(events, key, Idempotency_Key=idempotency_key)
-    raise TimeoutError("no response")
-
-
 @pytest.mark.skipif(not LIBRARY, reason="needs faketime")
 def test_a_year_with_seals_prunes_an_erasure_imports_and_a_restore_ends_intact(
     clock: Clock, start_service: Callable[..., Service], tmp_path: Path
@@ -73,7 +63,7 @@ def test_a_year_with_seals_prunes_an_erasure_imports_and_a_restore_ends_intact(
     with postgres.temporary(environ=clock.environ) as first, postgres.temporary(environ=clock.environ) as second:
         key = set_up(first.url, "acme", 50_000)
         url = first.url
-        service = start_service(url, **clock.environ)
+        service = start_service(url)
         heads = tmp_path / "heads.ndjson"
         calls = tmp_path / "calls.csv"
         calls.write_text("id,toolName\n" + "".join(f"call-{n},imported\n" for n in range(40)))
@@ -88,7 +78,7 @@ def test_a_year_with_seals_prunes_an_erasure_imports_and_a_restore_ends_intact(
         for day in range(DAYS):
             month = f"{clock.set(DAYS - day):%Y-%m}"
             if events := events_of(day):
-                response, retry = (send(service, events, key, f"day-{day}") for _ in range(2))
+                response, retry = (service.post(events, key, Idempotency_Key=f"day-{day}") for _ in range(2))
                 assert (response.status, retry.headers["Idempotency-Replayed"]) == (200, "true")
                 assert retry.body == response.body
                 received[month] += len(events)
@@ -111,7 +101,7 @@ def test_a_year_with_seals_prunes_an_erasure_imports_and_a_restore_ends_intact(
                 programs = {**os.environ, "PATH": f"{postgres.embedded_programs()}:{os.environ['PATH']}"}
                 subprocess.run(["bash", "-o", "pipefail", "-c", dump], env=programs, check=True)
                 url = second.url
-                service = start_service(url, **clock.environ)
+                service = start_service(url)
             if day in (220, 330):
                 run("prune", "--before", "120d", "--yes")
 
