@@ -48,7 +48,7 @@ class LossyOutput:
             os.set_blocking(self._descriptor, False)
 
     def write(self, text: str) -> None:
-        """Write a text, or count it as lost. A long one can be cut, which also counts as lost: the next begins anew."""
+        """Write a text, or count it as lost. A long text can be cut, which also counts as lost."""
         data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
         try:
             written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)

@@ -144,7 +144,7 @@ CREATE FUNCTION store_events_v1(
     OUT outcome text,
     OUT ingested integer,
     OUT remaining bigint,
-    OUT resets_at text  -- when the quota begins anew, if it was exceeded
+    OUT resets_at text  -- when the next month begins, if the quota was exceeded
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE

@@ -23,7 +23,7 @@ class Unauthorized(Exception):
 
 
 class QuotaExceeded(Exception):
-    """The events don't fit in the month's quota. The arguments are how many would, and when it begins anew."""
+    """The events don't fit in the month's quota. The arguments are how many would, and when the next month begins."""
 
 
 class KeyReused(Exception):

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m bench.worst
 
-Each is sent to a service of its own, as gzip, so that both processes are fresh.
+Each is sent to a separate service, as gzip, so that both processes are fresh.
 """
 
 import gzip

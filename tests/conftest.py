@@ -89,7 +89,7 @@ def service(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def start_service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Starts a service with settings of its own, and stops it after the test."""
+    """Starts a service with other settings, and stops it after the test."""
     running: list[Service] = []
 
     def start(url: str = database_url, **settings: Any) -> Service:

@@ -18,7 +18,7 @@ from dev.service import EVENT, PROGRAM, ROOT, Response, Service
 
 
 class Account:
-    """An organization of its own for a test, with a key: posts for it, and looks into its rows."""
+    """A separate organization for a test, with a key: posts for it, and looks into its rows."""
 
     def __init__(self, service: Service, org_id: str, key: str) -> None:
         self.service, self.org_id, self.key = service, org_id, key

@@ -1,4 +1,4 @@
-"""Whatever is sent, the response is one of the contract's, and the rows are those that were acknowledged.
+"""For any input, the response is one of the contract's, and the rows are those that were acknowledged.
 
 `make fuzz` goes on for FUZZ_MINUTES, with new bodies each time.
 """

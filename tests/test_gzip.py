@@ -42,7 +42,7 @@ def test_identity_is_no_encoding(account: Account) -> None:
     assert account.post(EVENT, Content_Encoding="identity").status == 200
 
 
-def test_a_large_batch_is_inflated_whole(account: Account) -> None:
+def test_a_large_batch_is_decompressed_completely(account: Account) -> None:
     chance = os.urandom(3_000_000).hex()
     body = compress(json.dumps({**EVENT, "metadata": {"text": chance}}).encode())
     assert account.post(body, **GZIP).status == 200

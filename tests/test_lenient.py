@@ -13,7 +13,7 @@ from tests.support import Account, assert_rejected
 LENIENT = {"Prefer": "handling=lenient"}
 
 
-def test_the_valid_events_are_stored_and_the_others_told(account: Account) -> None:
+def test_the_valid_events_are_stored_and_the_rejected_ones_listed(account: Account) -> None:
     body = b"""{"events": [
         {"type": "custom", "toolName": "a", "metadata": {"n": 12345678901234567890.123456789}},
         {"type": "custom"},
@@ -50,14 +50,14 @@ def test_a_batch_without_faults_has_no_details(account: Account) -> None:
     assert response.json == {"data": {"ingested": 2, "rejected": 0}, "meta": {"remainingQuota": 49_998}}
 
 
-def test_valid_events_that_do_not_fit_in_the_quota_are_rejected_whole(new_account: Callable[..., Account]) -> None:
+def test_valid_events_that_do_not_fit_in_the_quota_are_all_rejected(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=3)
     body = assert_rejected(account.post([EVENT, {}, EVENT, EVENT, EVENT], **LENIENT), 429, "Quota exceeded", account)
     assert body["meta"]["remainingQuota"] == 3
     assert account.post([EVENT, {}, EVENT, EVENT], **LENIENT).json["data"] == {"ingested": 3, "rejected": 1}
 
 
-def test_a_batch_without_a_valid_event_is_answered(new_account: Callable[..., Account]) -> None:
+def test_a_batch_without_a_valid_event_gets_its_details(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=0)
     for body, fields in (
         ([{}, 7], ["0.type", "0.toolName", "1"]),
@@ -70,7 +70,7 @@ def test_a_batch_without_a_valid_event_is_answered(new_account: Callable[..., Ac
     assert account.rows() == []
 
 
-def test_a_batch_without_a_valid_event_is_answered_whatever_the_quota(
+def test_a_batch_without_a_valid_event_gets_its_details_with_any_quota(
     new_account: Callable[..., Account], connection: Connection
 ) -> None:
     account = new_account(quota=None)
@@ -123,7 +123,7 @@ def test_the_header_is_read_as_rfc_7240_says(account: Account, preference: str, 
     assert account.count() == applied
 
 
-def test_a_retry_of_a_partial_batch_is_answered_the_same(new_account: Callable[..., Account]) -> None:
+def test_a_retry_of_a_partial_batch_gets_the_same_response(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=3)
     events = [EVENT, {}, EVENT, EVENT]
     first = account.post(events, **LENIENT, Idempotency_Key="a")

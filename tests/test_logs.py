@@ -91,7 +91,7 @@ def test_on_a_terminal_it_is_a_line_of_text(new_account: Callable[..., Account],
     )
 
 
-def test_after_a_line_that_was_cut_the_next_begins_anew() -> None:
+def test_after_a_line_that_was_cut_the_next_is_complete() -> None:
     reader, writer = os.pipe()
     output = LossyOutput(writer)
     lost = "x" * 1_000_000 + "\n"  # more than a pipe holds
@@ -168,7 +168,7 @@ def fail(environ: dict[str, str], start_response: Callable[..., object]) -> list
     return []
 
 
-def test_a_defect_outside_flask_is_answered_and_traced(start_service: Callable[..., Service]) -> None:
+def test_a_defect_outside_flask_gets_a_response_and_a_trace(start_service: Callable[..., Service]) -> None:
     service = start_service(application="tests.test_logs:fail")
     assert_rejected(service.post(EVENT, "ig_secret"), 500, "Internal server error")
     assert "in fail" in service.output()

@@ -42,7 +42,7 @@ def own_server() -> Iterator[postgres.Server]:
 
 @pytest.fixture
 def own_account(own_server: postgres.Server, start_service: Callable[..., Service]) -> Account:
-    """An account on a service of its own, over own_server."""
+    """An account on a separate service, over own_server."""
     url = own_server.url
     key = set_up(url, "acme", 1_000_000)
     return Account(start_service(url, THREADS=8), "acme", key)
@@ -127,7 +127,7 @@ def test_a_missing_table_is_not_the_clients_fault(account: Account) -> None:
 
 
 @pytest.mark.measures
-def test_requests_that_wait_when_the_database_restarts_are_told_so(
+def test_requests_that_wait_when_the_database_restarts_get_a_503(
     own_server: postgres.Server, own_account: Account
 ) -> None:
     with LockedUsageRow(own_account), ThreadPoolExecutor(4) as pool:

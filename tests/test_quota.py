@@ -1,4 +1,4 @@
-"""The month's quota: exact to the event, whatever runs at once."""
+"""The month's quota: exact to the event, with any requests at once."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from dev.service import EVENT, at_once
 from tests.support import Account, assert_rejected
 
 
-def test_what_does_not_fit_is_rejected_whole(new_account: Callable[..., Account]) -> None:
+def test_a_batch_that_does_not_fit_is_rejected_completely(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=12)
     body = assert_rejected(account.post([EVENT] * 13), 429, "Quota exceeded", account)
     assert body["meta"]["remainingQuota"] == 12
@@ -73,7 +73,7 @@ def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
     assert account.count() == account.used() == 43
 
 
-def test_a_new_month_begins_with_the_whole_quota(new_account: Callable[..., Account]) -> None:
+def test_a_new_month_begins_with_the_full_quota(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=5)
     account.post([EVENT] * 5)
     query = "UPDATE monthly_usage SET month = month - interval '1 month' WHERE org_id = %s"

@@ -259,7 +259,7 @@ def test_a_body_that_breaks_off_is_not_stored(account: Account) -> None:
     assert account.rows() == []
 
 
-def test_a_request_gets_one_response_whatever_its_trailer(service: Service) -> None:
+def test_a_request_gets_one_response_with_any_trailer(service: Service) -> None:
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: {'x' * 9000}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
         client.sendall(head.encode())
@@ -302,7 +302,9 @@ def test_a_badly_framed_body_is_rejected(account: Account, chunk: str) -> None:
         (f"POST {PATH} HTTP/9.9", "Host: x", 400),
     ],
 )
-def test_what_is_not_http_is_answered_as_json(service: Service, request_line: str, headers: str, status: int) -> None:
+def test_a_request_that_is_not_http_gets_a_json_error(
+    service: Service, request_line: str, headers: str, status: int
+) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
         client.sendall(f"{request_line}\r\n{headers}\r\n\r\n".encode())
         head, _, body = client.recv(10_000).partition(b"\r\n\r\n")

@@ -19,7 +19,7 @@ def is_replayed(response: Response) -> bool:
     return response.headers.get("Idempotency-Replayed") == "true"
 
 
-def test_a_retry_is_answered_the_same_and_stores_nothing(account: Account) -> None:
+def test_a_retry_gets_the_same_response_and_stores_nothing(account: Account) -> None:
     first = account.post([EVENT] * 3, Idempotency_Key="a-1")
     assert (first.status, is_replayed(first)) == (200, False)
     account.post(EVENT)
@@ -38,7 +38,7 @@ def test_16_identical_requests_at_once_store_once(new_account: Callable[..., Acc
     assert account.count() == account.used() == 1
 
 
-def test_a_retry_is_answered_the_same_though_the_first_request_has_just_used_up_the_quota(
+def test_a_retry_gets_the_same_response_though_the_first_request_used_up_the_quota(
     new_account: Callable[..., Account],
 ) -> None:
     account = new_account(quota=1)
@@ -106,7 +106,7 @@ def test_rejections_are_not_kept(new_account: Callable[..., Account], connection
     assert (response.status, is_replayed(response)) == (200, False)
 
 
-def test_a_retry_is_answered_when_the_quota_is_used_up(new_account: Callable[..., Account]) -> None:
+def test_a_retry_gets_its_response_when_the_quota_is_used_up(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=2)
     first = account.post([EVENT] * 2, Idempotency_Key="last")
     again = account.post([EVENT] * 2, Idempotency_Key="last")

@@ -11,7 +11,7 @@ from tests.support import Account, assert_rejected, command
 
 @pytest.fixture
 def account(create_database: Callable[[], str], start_service: Callable[..., Service]) -> Account:
-    """An account on a service and a database of its own."""
+    """An account on a separate service and database."""
     url = create_database()
     return Account(start_service(url), "acme", set_up(url, "acme", 1000))
 
@@ -43,7 +43,7 @@ def test_defaults_of_the_database_change_nothing(account: Account, isolation: st
     assert "deleted 17 events" in command("prune", "--before", "0d", database_url=url).stdout
 
 
-def test_an_acknowledged_event_is_on_disk_whatever_the_default(account: Account) -> None:
+def test_an_acknowledged_event_is_on_disk_with_any_default(account: Account) -> None:
     set_default(account, "synchronous_commit = off")
     account.execute("CREATE TABLE seen (value text)")
     account.execute("""
@@ -87,7 +87,7 @@ def test_a_constraint_of_the_operators_is_not_taken_for_the_quota(account: Accou
     assert account.count() == account.used() == 1
 
 
-def test_a_trigger_that_fails_is_nobodys_body(account: Account) -> None:
+def test_a_trigger_that_fails_is_not_the_clients_fault(account: Account) -> None:
     for failure in (
         "PERFORM 1 / 0",
         "PERFORM 'x'::jsonb",

@@ -286,7 +286,7 @@ def test_each_event_is_stored_once(
     assert stored(account) == THREE
 
 
-def test_a_used_up_quota_is_said_and_nothing_hangs(
+def test_a_used_up_quota_is_reported_and_nothing_hangs(
     new_account: Callable[..., Account], send_three: Callable[[str, str], Any]
 ) -> None:
     account = new_account(quota=0)
@@ -323,7 +323,7 @@ def test_syslog_ng_sends_each_line_past_a_bad_one(account: Account, tmp_path: Pa
     assert stored(account) == THREE
 
 
-def test_what_cannot_be_sent_by_the_end_of_the_process_is_said() -> None:
+def test_events_that_cannot_be_sent_by_the_end_of_the_process_are_reported() -> None:
     program = """if True:
         from igris import Igris
         igris = Igris("http://127.0.0.1:1", "ig_" + "x" * 40, max_waiting=2000, exit_timeout=0.1)

@@ -48,7 +48,7 @@ def texts(items: list[Any]) -> list[Any]:
 
 
 def run(account: Account, *arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the command; in a process of its own if it gets standard input or a folder."""
+    """Runs the command; in a separate process if it gets standard input or a folder."""
     how = igris if kwargs else command
     arguments = ("import", *arguments, "--timestamp-now", "--org", account.org_id)
     return how(*arguments, database_url=account.service.database_url, **kwargs)

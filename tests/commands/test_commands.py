@@ -96,7 +96,9 @@ def test_init_db_is_safe_to_run_again_and_by_several_at_once(empty_database: str
     assert "kept" in igris("keys", "list", database_url=empty_database).stdout
 
 
-def test_a_database_without_a_schema_is_said_so(empty_database: str, start_service: Callable[..., Service]) -> None:
+def test_a_database_without_a_schema_is_one_clear_line(
+    empty_database: str, start_service: Callable[..., Service]
+) -> None:
     done = igris("keys", "list", database_url=empty_database)
     assert done.returncode == 1
     assert "init-db" in done.stderr
@@ -129,7 +131,7 @@ def test_a_wrong_argument_is_one_clear_line(database_url: str, arguments: list[s
     assert "Traceback" not in done.stderr
 
 
-def test_a_database_that_is_away_is_one_clear_line() -> None:
+def test_a_database_that_is_unavailable_is_one_clear_line() -> None:
     done = igris("keys", "list", database_url="postgresql://igris:hunter2@127.0.0.1:1/igris")
     assert done.returncode == 1
     [line] = done.stderr.splitlines()

@@ -301,7 +301,7 @@ def keep_heads(account: Account, folder: Path, *options: str) -> list[str]:
     return ["--heads", str(file)]
 
 
-def test_a_chain_that_was_rewritten_as_a_whole_is_found_by_kept_entries(sealed: Account, tmp_path: Path) -> None:
+def test_a_chain_that_was_made_again_is_found_by_kept_entries(sealed: Account, tmp_path: Path) -> None:
     kept = keep_heads(sealed, tmp_path)
     (tmp_path / "seals").write_text(run(sealed, "seals", "--org", sealed.org_id, "--json").stdout)
     status, report = verify(sealed, "--heads", str(tmp_path / "seals"))
@@ -338,7 +338,7 @@ def test_an_organization_that_vanished_is_found_by_kept_entries(sealed: Account,
 @pytest.mark.parametrize(
     "line", ["{", "[]", "{}", '{"head": 1}', "1", '{"head": {"number": 1}}', "CHANGED", "[" * 100_000]
 )
-def test_what_is_no_kept_entry_accuses_nobody(sealed: Account, tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_not_an_entry_accuses_no_organization(sealed: Account, tmp_path: Path, line: str) -> None:
     kept = keep_heads(sealed, tmp_path)
     text = (tmp_path / "heads.ndjson").read_text()
     changed = text.replace('"head": {"number": ', '"head": {"number": 1') if line == "CHANGED" else line
@@ -528,7 +528,7 @@ def test_events_that_are_moved_to_another_partition_are_waited_for(sealed: Accou
         assert shown.count("\n") == 12
 
 
-def test_seals_whose_output_nobody_reads_hold_no_lock(account: Account) -> None:
+def test_seals_whose_output_is_not_read_hold_no_lock(account: Account) -> None:
     query = """
         INSERT INTO audit_events (org_id, type, tool_name, action, "timestamp", metadata, received_at)
         SELECT %s, 'custom', 'x', 'log', now(), '{}', now() - i * interval '1 day' FROM generate_series(1, 300) AS i
@@ -543,7 +543,7 @@ def test_seals_whose_output_nobody_reads_hold_no_lock(account: Account) -> None:
     assert verify(account)[0] == 0
 
 
-def test_what_is_sealed_while_prune_asks_is_pruned_by_whole_periods(account: Account) -> None:
+def test_events_sealed_while_prune_asks_are_pruned_by_complete_periods(account: Account) -> None:
     receive(account, "2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
     terminal, end = pty.openpty()
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
@@ -570,7 +570,7 @@ def prune(account: Account, before: str, *options: str) -> str:
     return done.stdout
 
 
-def test_pruning_keeps_to_whole_periods_and_says_so_in_the_chain(sealed: Account, tmp_path: Path) -> None:
+def test_pruning_keeps_to_complete_periods_and_amends_the_chain(sealed: Account, tmp_path: Path) -> None:
     kept = keep_heads(sealed, tmp_path)
     assert prune(sealed, "2026-03-02T12:00Z", "--reason", "270 days").startswith("deleted 3 events received before")
     status, report = verify(sealed, *kept)

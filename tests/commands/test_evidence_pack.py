@@ -68,7 +68,7 @@ def test_the_script_checks_the_chain_the_files_and_a_kept_digest(
     status, shown = check(folder, head, shell=shell)
     assert (status, shown[:4], shown.count("\n")) == (0, "OK: ", 1)
     assert f"linked; 3 files as the chain names them; 1 kept digests found in it; the newest entry is {head}" in shown
-    assert "no kept digest was compared: its maker could have made all of it anew" in check(folder)[1]
+    assert "no kept digest was compared: its maker could have made all of it again" in check(folder)[1]
     assert "NOT OK: no entry has the digest" in check(folder, "0" * 64)[1]
     text = (folder / "chain.ndjson").read_text()
     lines = text.splitlines(keepends=True)

@@ -105,7 +105,7 @@ def test_the_events_of_an_export_can_be_chosen(account: Account, tmp_path: Path)
     assert names("--key", str(key_id + 1)) == []
 
 
-def test_an_export_gets_its_name_when_it_is_whole(account: Account, tmp_path: Path) -> None:
+def test_an_export_gets_its_name_when_it_is_complete(account: Account, tmp_path: Path) -> None:
     account.post(ODD)
     file = tmp_path / "trail.ndjson"
     file.write_text("mine")
@@ -118,7 +118,7 @@ def test_an_export_gets_its_name_when_it_is_whole(account: Account, tmp_path: Pa
     assert "c.part: another export writes it, or was killed; then remove it" in done.stderr
 
 
-def test_an_output_that_is_full_or_gone_is_said(account: Account) -> None:
+def test_an_output_that_is_full_or_gone_is_reported(account: Account) -> None:
     account.post([ODD[0]] * 3000)
     environ = {**os.environ, "DATABASE_URL": account.service.database_url}
     for path, name, status, said in (

@@ -1,4 +1,4 @@
-"""`import --id`: a row is stored once, whatever file, order or chunk it comes in."""
+"""`import --id`: a row is stored once, in any file, order or chunk."""
 
 import hashlib
 import json

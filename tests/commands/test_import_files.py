@@ -186,7 +186,7 @@ def test_a_number_may_lie_where_reading_stopped(tmp_path: Path, number: str) -> 
         ("a.json", '["' + "x" * 200_000, "more than 10000 bytes"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_said_so(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
+def test_an_invalid_file_is_one_clear_error(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
     with pytest.raises(Unreadable) as caught:
         read(tmp_path, name, content)
     assert reason in str(caught.value)

@@ -63,7 +63,7 @@ def test_a_file_that_was_fixed_in_place_is_not_stored_twice(account: Account, tm
     assert "stored 1500, already stored 1000" in import_(account, str(file), "--changed-file").stdout
 
 
-def test_a_whole_file_is_known_by_its_content(account: Account, tmp_path: Path) -> None:
+def test_a_complete_file_is_known_by_its_content(account: Account, tmp_path: Path) -> None:
     file = write(tmp_path, "a.ndjson", ndjson(events(50)))
     assert import_(account, str(file)).returncode == 0
     (tmp_path / "b.ndjson").write_text(file.read_text())
@@ -171,7 +171,7 @@ def test_an_optional_column_of_an_expression_may_be_missing_in_the_first_rows(ac
         (["--encoding", "hex"], "'hex' is not an encoding"),
     ],
 )
-def test_options_that_make_no_sense(account: Account, tmp_path: Path, options: list[str], message: str) -> None:
+def test_invalid_options(account: Account, tmp_path: Path, options: list[str], message: str) -> None:
     done = import_(account, str(write(tmp_path, "a.ndjson", ndjson(events(1)))), *options)
     assert (done.returncode in (1, 2), account.rows()) == (True, [])
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""`import`: events are stored exactly once, whatever happens."""
+"""`import`: events are stored exactly once."""
 
 import gzip
 import math

@@ -87,7 +87,7 @@ def test_differences_are_named_up_to_a_bound(sealed: Account, file: Path) -> Non
     assert (len(problems), problems[100]) == (101, "101 more differences")
 
 
-def test_the_period_of_a_file_can_be_said(sealed: Account, file: Path, tmp_path: Path) -> None:
+def test_the_period_of_a_file_can_be_given(sealed: Account, file: Path, tmp_path: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:6]))
     assert compare(sealed, file)[:2] == (0, [])  # two days

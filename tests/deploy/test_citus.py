@@ -289,7 +289,7 @@ def test_the_trail_can_be_sealed_and_verified(
     assert [row["organization"] for row in listed] == ["globex"]
 
 
-def test_a_worker_that_is_away_harms_only_its_organizations(
+def test_a_worker_that_is_unavailable_harms_only_its_organizations(
     cluster: Cluster, start_service: Callable[..., Service]
 ) -> None:
     service = start_service(cluster.url)

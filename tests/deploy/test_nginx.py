@@ -116,7 +116,7 @@ def test_nginx_responds_what_is_no_http_in_the_same_shape(account: Account) -> N
         assert_rejected(account.service.send(data), status, error)  # type: ignore[attr-defined]
 
 
-def test_a_dead_service_is_said_so(account: Account, start_nginx: Callable[..., Nginx], tmp_path: Path) -> None:
+def test_a_dead_service_is_a_502(account: Account, start_nginx: Callable[..., Nginx], tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         account.service.stop()
@@ -274,7 +274,7 @@ print(counts["429"], counts["502"])
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip, for a network of its own")
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip, for a separate network")
 def test_the_addresses_of_an_ipv6_network_are_one_client(tmp_path: Path) -> None:
     nginx = Nginx(free_port(), tmp_path, {})  # where no service listens
     conf = tmp_path / "igris.conf"

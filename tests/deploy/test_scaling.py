@@ -22,7 +22,7 @@ QUESTIONS = re.findall(r"```sql\n(.*?)```", OPERATIONS, re.DOTALL)
 
 @pytest.fixture
 def own_account(create_database: Callable[[], str], start_service: Callable[..., Service]) -> Account:
-    """An account in a database of its own, with some events."""
+    """An account in a separate database, with some events."""
     url = create_database()
     account = Account(start_service(url), "acme", set_up(url, "acme", 100, "openai"))
     account.post([EVENT] * 7 + [{**EVENT, "action": "deny", "toolName": "delete_all"}])

@@ -102,7 +102,7 @@ def test_a_reload_takes_up_new_code(new_account: Callable[..., Account], databas
         service.stop()
 
 
-def test_a_stop_under_load_cuts_off_no_answer(
+def test_a_stop_under_load_cuts_off_no_response(
     new_account: Callable[..., Account], start_service: Callable[..., Service]
 ) -> None:
     """Who is connected gets a response or no connection; what was stored was responded."""

@@ -92,7 +92,9 @@ def test_gzip_and_ndjson_are_read(post: Post) -> None:
     assert response.json["data"]["ingested"] == 3  # type: ignore[index]
 
 
-def test_a_quota_that_is_used_up_says_when_it_begins_anew(client: FlaskClient, post: Post, database_url: str) -> None:
+def test_the_error_of_a_used_up_quota_has_the_time_of_the_next(
+    client: FlaskClient, post: Post, database_url: str
+) -> None:
     key = set_up(database_url, "fast-limited", 1)
     assert post(EVENT, Authorization=f"Bearer {key}").status_code == 200
     response = post(EVENT, Authorization=f"Bearer {key}")
@@ -112,7 +114,7 @@ def test_a_quota_that_is_used_up_says_when_it_begins_anew(client: FlaskClient, p
         (EVENT, {}),
     ],
 )
-def test_a_key_that_was_revoked_meanwhile_gets_401_whatever_else_is_wrong(
+def test_a_key_that_was_revoked_meanwhile_gets_401_before_other_errors(
     post: Post, client: FlaskClient, database_url: str, body: Any, headers: dict[str, str]
 ) -> None:
     key = set_up(database_url, "fast-revoked", None)

@@ -48,5 +48,5 @@ if [ -e SHA256SUMS ]; then
     files="$(wc -l < SHA256SUMS | tr -d ' ') files as the chain names them"
 fi
 kept="$# kept digests found in it"
-[ $# != 0 ] || kept="no kept digest was compared: its maker could have made all of it anew"
+[ $# != 0 ] || kept="no kept digest was compared: its maker could have made all of it again"
 echo "OK: $(wc -l < chain.ndjson | tr -d ' ') entries, linked; $files; $kept; the newest entry is $(tail -n 1 "$tmp/digests")"
