@@ -49,8 +49,8 @@ def _outside_strings(text: bytes) -> bytes:
 class Parser:
     """Parses the JSON texts of a body, which share a limit for the sum of exponents.
 
-    Python's limits count: about a thousand levels of nesting, and 4,300 digits of an integer. With `hints`, an error
-    says what an HTTP client can change.
+    Python's limits count: about a thousand levels of nesting (from 3.12 on, more), and 4,300 digits of an integer. With
+    `hints`, an error says what an HTTP client can change.
     """
 
     def __init__(self, *, hints: bool = False) -> None:

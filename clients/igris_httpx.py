@@ -33,7 +33,7 @@ class IgrisHook:
     def _send(self, call: dict[str, Any] | None, response: Any) -> None:
         if call is None:
             return
-        response = {} if call.get("stream") else _object(response.content)
+        content = {} if call.get("stream") else _object(response.content)
         self._igris.send(
             TYPES[_end_of_path(response)],
             str(call.get("model") or "unknown model"),
@@ -41,9 +41,9 @@ class IgrisHook:
             metadata={
                 "host": response.request.url.host,
                 "status": response.status_code,
-                "id": response.get("id"),
-                "usage": response.get("usage"),
-                "error": response.get("error"),
+                "id": content.get("id"),
+                "usage": content.get("usage"),
+                "error": content.get("error"),
             },
         )
 

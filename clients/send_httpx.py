@@ -24,9 +24,8 @@ def send(url: str, key: str, events: list[dict[str, Any]]) -> int:
 def _may_help(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         response = error.response
-        is_rate_limit = (
-            response.status_code == 429 and "Retry-After" in response.headers
-        )  # nginx's; the quota's has none
+        # nginx's limit of requests has it, the quota's error has none
+        is_rate_limit = response.status_code == 429 and "Retry-After" in response.headers
         return response.status_code in _WORTH_ANOTHER_ATTEMPT or is_rate_limit
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError) or "CERTIFICATE" in str(error):
         return False  # the URL, a header or the certificate is wrong

@@ -44,7 +44,7 @@ def test_no_more_than_a_thousand_problems_are_listed() -> None:
     assert (len(listed), listed[-1]) == (1001, {"field": "", "message": "and 200 more"})
 
 
-@pytest.mark.parametrize("text", ["NaN", "-Infinity", "[" * 2000 + "]" * 2000, "{", '"\x00"'])
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "[" * 200_000 + "]" * 200_000, "{", '"\x00"'])
 def test_what_is_not_json_is_rejected(text: str) -> None:
     with pytest.raises(InvalidJSON):
         Parser().parse(text.encode())

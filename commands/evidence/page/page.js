@@ -126,7 +126,7 @@ async function check(files) {
     }
     const wanted = byId("head").value.trim().toLowerCase();
     if (!wanted) {
-        sentences.push(["", "No digest that was kept elsewhere was compared. The maker of this page could have made all of it anew."]);
+        sentences.push(["", "No digest that was kept elsewhere was compared. The maker of this page could have made all of it again."]);
     } else if (digests.includes(wanted)) {
         sentences.push(["good", `The kept digest is that of entry ${digests.indexOf(wanted) + 1}: the chain up to there is the one that was kept.`]);
     } else {
