@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import click
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -46,6 +47,6 @@ def config(as_json: bool) -> None:
 
 
 def masked(database_url: str) -> str:
-    """Return a connection string with *** for each secret."""
-    given = conninfo_to_dict(database_url)
-    return make_conninfo(database_url, **{name: "***" for name in SECRETS if name in given})
+    """Return a connection string, as keywords and values, with *** for each secret."""
+    given: dict[str, Any] = conninfo_to_dict(database_url)
+    return make_conninfo(**{name: "***" if name in SECRETS else value for name, value in given.items()})
