@@ -123,6 +123,24 @@ def test_every_document_is_in_the_table_of_contents() -> None:
     assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
 
 
+DIFFERING = {
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d[\d.]*Z)?": r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d[\d.]*Z)?",
+    "c0ffee00": "[0-9a-f]+",
+    r"\.\.\.": ".*",
+    " +": " +",
+}
+"""What may differ from the tutorial in a line of output, and what may stand there."""
+
+
+def pattern(line: str) -> str:
+    """Return a line of the tutorial as a regular expression."""
+    parts = re.split(f"({'|'.join(DIFFERING)})", line)
+    return "".join(
+        next((there for here, there in DIFFERING.items() if re.fullmatch(here, part)), re.escape(part))
+        for part in parts
+    )
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_tutorial_works_as_it_stands(
     create_schema: Callable[[], str], start_service: Callable[..., Service], tmp_path: Path
@@ -140,12 +158,12 @@ def test_the_tutorial_works_as_it_stands(
         if "seal --org" in commands:
             account.execute("UPDATE audit_events SET received_at = received_at - interval '2 minutes'")
         if step == 6:
-            account.execute("UPDATE audit_events SET action = 'allow' WHERE action = 'deny'")
+            [update] = re.findall(r"^UPDATE .*;$", text, re.MULTILINE)
+            account.execute(update)
         done = subprocess.run(
             ["sh", "-c", commands], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
         )
         shown = done.stdout + done.stderr
-        for line in printed.splitlines():  # up to what differs: times and digests
-            begin = re.split(r"\d{4}-\d\d-\d\dT?|c0ffee00|\.\.\.|\(1970|4 lines", line)[0]
-            assert begin in shown, (step, begin, shown)
+        for line in printed.splitlines():
+            assert re.search(pattern(line), shown, re.MULTILINE), (step, line, shown)
         assert done.returncode == (3 if step >= 6 else 0), shown

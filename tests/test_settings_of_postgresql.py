@@ -64,10 +64,10 @@ def test_a_read_only_database_is_not_ready(account: Account, start_service: Call
 
 def test_a_role_that_can_not_store_is_not_ready(account: Account, start_service: Callable[..., Service]) -> None:
     role = "reader_" + account.execute("SELECT current_database()")[0][0]
-    account.execute(f"CREATE ROLE {role} LOGIN")
+    account.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     try:
         account.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-        service = start_service(make_conninfo(account.service.database_url, user=role))
+        service = start_service(make_conninfo(account.service.database_url, user=role, password="secret"))
         assert service.get("/readyz").json["reason"] == "the database role lacks a privilege"
         assert_rejected(service.post(EVENT, account.key), 503, "Service unavailable")
     finally:

@@ -95,6 +95,8 @@ PROGRAMS = {
         from igris import Igris
         from igris_litellm import IgrisLogger
         igris = Igris(sys.argv[1], os.environ["KEY"])
+        sent, send = [], igris.send
+        igris.send = lambda *values, **named: sent.append(send(*values, **named))
         litellm.callbacks = [IgrisLogger(igris)]
         litellm.suppress_debug_info = True
         call = {"messages": [{"role": "user", "content": "Hi"}], "api_key": "none"}
@@ -105,7 +107,8 @@ PROGRAMS = {
             pass
         async def main():
             await litellm.acompletion(model="openai/event-2", mock_response="Hello", **call)
-            await asyncio.sleep(1)  # LiteLLM calls its loggers later
+            while len(sent) < 3:  # LiteLLM calls its loggers later
+                await asyncio.sleep(0.05)
         asyncio.run(main())
     """,
     "igris_httpx.py": """

@@ -1,6 +1,8 @@
 """`check`: each finding, and that there is none where all is well."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,9 +95,13 @@ def test_an_import_that_was_interrupted_is_found_until_it_is_run_again(account: 
 
 
 def test_a_disk_that_fills_is_found(account: Account, tmp_path: Path) -> None:
-    [found] = check(account, "--disk", str(tmp_path), "--disk-percent", "1")
-    assert found.startswith("disk: ")
-    assert found.endswith(f"% of the disk of {tmp_path} in use")
+    usage = shutil.disk_usage(tmp_path)
+    percent = int(100 * usage.used / (usage.used + usage.free))
+    if percent > 0:
+        [found] = check(account, "--disk", str(tmp_path), "--disk-percent", str(percent))
+        assert re.fullmatch(rf"disk: \d+% of the disk of {re.escape(str(tmp_path))} in use", found)
+    if percent < 95:
+        assert check(account, "--disk", str(tmp_path), "--disk-percent", str(percent + 5)) == []
 
 
 def test_a_database_that_takes_no_writes_is_found(account: Account) -> None:

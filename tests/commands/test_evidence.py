@@ -17,6 +17,8 @@ import pytest
 
 from commands.base import connect, exclusive
 from commands.evidence import chain
+from commands.evidence.chain import midnight
+from commands.evidence.seals import SEALING_DELAY
 from commands.organizations import delete_organization
 from commands.output import exact
 from database import Connection
@@ -80,7 +82,7 @@ def test_an_auditor_checks_the_chain_with_coreutils_alone(account: Account, tmp_
 
 
 def test_each_day_that_has_ended_is_sealed_also_without_events(account: Account) -> None:
-    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    day = midnight(datetime.now(UTC) - SEALING_DELAY)
     account.execute("UPDATE organizations SET created_at = %s WHERE id = %s", day - timedelta(days=3), account.org_id)
     made = entries(account)
     assert [(entry["events"], entry["digest"]) for entry in made] == [(0, NOTHING)] * 3
@@ -396,6 +398,22 @@ def test_functions_and_views_of_the_owner_do_not_hide_a_forgery(
     assert (done.returncode, "audit_events is not the plain table of init-db" in done.stdout) == (3, True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE RULE hiding AS ON DELETE TO audit_events DO INSTEAD NOTHING",
+        "ALTER TABLE audit_events ENABLE ROW LEVEL SECURITY",
+    ],
+)
+def test_rules_and_row_security_are_reported(create_schema: Callable[[], str], change: str) -> None:
+    url = create_schema()
+    set_up(url, "acme", None)
+    with psycopg.connect(url) as connection:
+        connection.execute(change.encode())
+    done = igris("verify", database_url=url)
+    assert (done.returncode, "audit_events is not the plain table of init-db" in done.stdout) == (3, True)
+
+
 def forged(account: Account, **changes: Any) -> None:
     """Appends an amendment of the second period that is right in itself."""
     with connect(account.service.database_url) as connection:
@@ -595,7 +613,7 @@ def test_pruning_keeps_to_complete_periods_and_amends_the_chain(sealed: Account,
     assert prune(sealed, "2026-03-02T12:00Z").startswith("deleted 0 events")
     assert verify(sealed)[1]["entries"] == number  # there was nothing left to say
     assert verify(sealed, "--kept-for", "1d")[0] == 0
-    status, report = verify(sealed, "--kept-for", "4000d")
+    status, report = verify(sealed, "--kept-for", "40000d")
     assert (status, "deleted what is younger than --kept-for: prune --before" in report["problems"][0]) == (3, True)
     change(sealed, CHANGES["a row is added"].replace("2026-03-02", "2026-03-01"))
     assert "1 event more than entry" in verify(sealed)[1]["problems"][0]

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from commands.importer.records import Record
-from dev.service import PROGRAM
+from dev.service import PROGRAM, wait_for
 from tests.commands.importing import events, import_, ndjson, write
 from tests.support import Account, command, igris, json_lines
 
@@ -261,11 +261,16 @@ def test_an_interrupted_undo_has_to_be_ended_before_the_next_import(account: Acc
         last = "SELECT FROM audit_events WHERE org_id = %s AND tool_name = 'tool-5999' FOR UPDATE"
         blocker.execute(last, [account.org_id])
         undoing = subprocess.Popen([PROGRAM, "imports", "undo", str(import_id), "--yes"], env=environ)
-        while account.count() == 6000:
-            pass
+        wait_for(lambda: account.count() < 6000)
         undoing.send_signal(signal.SIGKILL)
         undoing.wait()
-    account.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        account.execute("""
+            SELECT pg_terminate_backend(pid)
+            FROM pg_stat_activity
+            WHERE wait_event_type = 'Lock' AND datname = current_database()
+        """)
+        held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = hashtext(%s)::oid::bigint::oid"
+        wait_for(lambda: not account.execute(held, account.org_id))
     done = import_(account, str(file))
     assert (done.returncode, done.stderr) == (
         1,

@@ -56,6 +56,7 @@ def events_of(day: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.measures  # it needs a core for itself
 @pytest.mark.skipif(not LIBRARY, reason="needs faketime")
 def test_a_year_with_seals_prunes_an_erasure_imports_and_a_restore_ends_intact(
     clock: Clock, start_service: Callable[..., Service], tmp_path: Path

@@ -285,7 +285,7 @@ def test_the_addresses_of_an_ipv6_network_are_one_client(tmp_path: Path) -> None
         ip -6 route add local fd00::/64 dev lo
         echo 1 > /proc/sys/net/ipv6/ip_nonlocal_bind
         nginx -c {nginx.file} & server=$!
-        while ! [ -s {tmp_path}/pid ]; do :; done
+        while ! [ -s {tmp_path}/pid ]; do kill -0 $server || exit 1; done
         {sys.executable} {tmp_path}/send.py {nginx.port}
         kill $server
     """

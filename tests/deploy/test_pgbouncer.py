@@ -84,8 +84,7 @@ def test_prepared_statements_that_fail_are_no_defect(
 ) -> None:
     service = start_service(pgbouncer)
     account = new_account(quota=None, service=service)
-    responses = at_once(40, lambda _: account.post(EVENT))
-    assert {response.status for response in responses} <= {200, 503}
-    assert account.used() == [response.status for response in responses].count(200)
-    if 503 in {response.status for response in responses}:
-        assert "set PREPARED_STATEMENTS=off" in service.output()
+    statuses = [response.status for response in at_once(40, lambda _: account.post(EVENT))]
+    assert account.used() == statuses.count(200) > 0
+    is_reported = "set PREPARED_STATEMENTS=off" in service.output()
+    assert set(statuses) == ({200, 503} if is_reported else {200})

@@ -124,8 +124,8 @@ def test_partitions_are_all_or_nothing(own_account: Account) -> None:
     )
 
     stranger = f"stranger_{own_account.execute('SELECT current_database()')[0][0]}"
-    own_account.execute(f"CREATE ROLE {stranger} LOGIN")
-    done = run_script(make_conninfo(url, user=stranger))
+    own_account.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'secret'")
+    done = run_script(make_conninfo(url, user=stranger, password="secret"))
     assert done.returncode != 0
     assert "run this as the owner" in done.stderr
     own_account.execute(f"DROP ROLE {stranger}")
@@ -144,9 +144,9 @@ def test_partitions_can_be_made_by_a_superuser_who_is_not_the_owner(create_datab
     url = create_database()
     with psycopg.connect(url, autocommit=True) as superuser:
         [(name,)] = superuser.execute("SELECT current_database()").fetchall()
-        superuser.execute(f"CREATE ROLE owner_{name} LOGIN".encode())
+        superuser.execute(f"CREATE ROLE owner_{name} LOGIN PASSWORD 'secret'".encode())
         superuser.execute(f"GRANT ALL ON SCHEMA public TO owner_{name}".encode())
-        set_up(make_conninfo(url, user=f"owner_{name}"), "acme", 10)
+        set_up(make_conninfo(url, user=f"owner_{name}", password="secret"), "acme", 10)
         subprocess.run(["psql", url, "-f", "deploy/partitions.sql"], cwd=ROOT, check=True, capture_output=True)
         query = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'audit_events%'"
         assert superuser.execute(query).fetchall() == [(f"owner_{name}",)]
