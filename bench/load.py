@@ -36,7 +36,7 @@ class Http:
 
         def send(number: int) -> int:
             client.sendall(heads[number % len(heads)] + ends[number % len(ends)])
-            return _read_answer(client)
+            return _read_response(client)
 
         return send
 
@@ -121,7 +121,7 @@ def _drive(sender: Sender, connections: int, seconds: float) -> Result:
     return result
 
 
-def _read_answer(client: socket.socket) -> int:
+def _read_response(client: socket.socket) -> int:
     data = b""
     while b"\r\n\r\n" not in data:
         if not (more := client.recv(65536)):

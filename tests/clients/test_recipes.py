@@ -273,7 +273,7 @@ THREE = ["event-0", "event-1", "event-2"]
 
 @pytest.mark.parametrize(
     "trouble",
-    [{}, {"lose_requests": 3}, {"lose_answers": 1}, {"limit": 2}],
+    [{}, {"lose_requests": 3}, {"lose_responses": 1}, {"limit": 2}],
     ids=["calm", "service is away", "response is lost", "nginx limits the rate"],
 )
 def test_each_event_is_stored_once(
@@ -303,7 +303,7 @@ def test_a_used_up_quota_is_reported_and_nothing_hangs(
 def test_syslog_ng_sends_each_line_past_a_bad_one(account: Account, tmp_path: Path) -> None:
     events = [json.dumps({"type": "custom", "toolName": f"event-{number}"}) for number in range(3)]
     (tmp_path / "events.ndjson").write_text("\n".join([*events[:2], "no JSON", events[2], ""]))
-    with UnreliableProxy(account.service.port, lose_requests=1, lose_answers=0) as proxy:
+    with UnreliableProxy(account.service.port, lose_requests=1, lose_responses=0) as proxy:
         config = (CLIENTS / "syslog-ng.conf").read_text()
         for old, new in (
             ("/var/log/agent", str(tmp_path)),

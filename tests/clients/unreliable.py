@@ -20,10 +20,10 @@ class UnreliableProxy:
     Some are closed before the service responds, some after it. Others get nginx's response to too many requests.
     """
 
-    def __init__(self, port: int, *, lose_requests: int = 0, lose_answers: int = 0, limit: int = 0) -> None:
+    def __init__(self, port: int, *, lose_requests: int = 0, lose_responses: int = 0, limit: int = 0) -> None:
         self._target = port
         self._limit = limit
-        self._lose_requests, self._lose_answers = lose_requests, lose_answers
+        self._lose_requests, self._lose_responses = lose_requests, lose_responses
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.connections = 0
@@ -53,7 +53,7 @@ class UnreliableProxy:
                 client.recv(2**20)
                 client.sendall(TOO_MANY_REQUESTS)
                 return
-            is_lost = number <= self._lose_requests + self._lose_answers
+            is_lost = number <= self._lose_requests + self._lose_responses
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 there = threading.Thread(target=_pass, args=[client, server], daemon=True)
                 there.start()

@@ -295,6 +295,17 @@ def test_the_addresses_of_an_ipv6_network_are_one_client(tmp_path: Path) -> None
     assert rejected > 100
 
 
+def test_a_request_that_is_not_sent_to_its_end_is_closed_without_a_response(tmp_path: Path) -> None:
+    nginx = Nginx(free_port(), tmp_path, {"client_body_timeout 10s;": "client_body_timeout 1s;"})
+    try:
+        nginx.start()
+        with socket.create_connection(("127.0.0.1", nginx.port), timeout=20) as client:
+            client.sendall(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+            assert client.recv(1000) == b""
+    finally:
+        nginx.stop()
+
+
 def test_too_many_requests_are_rejected_by_nginx(account: Account) -> None:
     def flood(_: int) -> bytes:
         """As many requests on a connection as nginx takes, without waiting for responses."""
