@@ -195,7 +195,8 @@ def main() -> None:
             table("By connections", "connections, 1 event", {str(n): by_connections[n] for n in by_connections}),
         ]
         if shutil.which("nginx"):
-            nginx = Nginx(port, folder, {"rate=300r/s": "rate=1000000r/s"}).start()
+            limits = {"rate=300r/s": "rate=1000000r/s", "limit_conn igris_large 3;": "limit_conn igris_large 100;"}
+            nginx = Nginx(port, folder, limits).start()
             stack.callback(nginx.stop)
             through = ours._replace(name="through nginx", port=nginx.port)
             rows = {f"{size:,}": bench.measure([ours, through], size, 8) for size in (1, 100, 1_000)}
