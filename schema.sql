@@ -208,8 +208,8 @@ BEGIN
 
     v_events := coalesce(p_body -> 'events', p_body);
     IF p_indexes IS NOT NULL THEN
-        SELECT jsonb_agg(v_events -> i ORDER BY i) INTO v_events
-        FROM unnest(p_indexes) AS i;
+        -- jsonb_agg takes 8 s for an object of 500,000 members
+        v_events := jsonb_build_array(VARIADIC ARRAY(SELECT v_events -> i FROM unnest(p_indexes) AS i ORDER BY i));
     END IF;
     INSERT INTO audit_events
         (org_id, api_key_id, source, type, tool_name, action, "timestamp", metadata, received_at)
