@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -79,43 +79,21 @@ class Finding(NamedTuple):
     message: str
 
 
+def _limit(name: str, minimum: int, maximum: int, default: int, help_text: str) -> Callable[..., Any]:
+    """Return an option for a number from which on something is a finding."""
+    number = click.IntRange(minimum, maximum)
+    return click.option(name, type=number, default=default, show_default=True, help=help_text)
+
+
 @click.command("check")
-@click.option(
-    "--quota-percent",
-    type=click.IntRange(1, 100),
-    default=90,
-    show_default=True,
-    help="Report an organization that has used so much of its quota.",
-)
-@click.option(
-    "--seal-hours",
-    type=click.IntRange(1, 8760),
-    default=2,
-    show_default=True,
-    help="Report events that have waited so long for a seal.",
-)
-@click.option(
-    "--key-days",
-    type=click.IntRange(0, 3650),
-    default=14,
-    show_default=True,
-    help="Report keys that expire within so many days.",
-)
-@click.option(
-    "--daily-days",
-    type=click.IntRange(1, 30),
-    default=7,
-    show_default=True,
-    help="Report a key that sent events on each of so many days, and none in the last 24 hours.",
+@_limit("--quota-percent", 1, 100, 90, "Report an organization that has used so much of its quota.")
+@_limit("--seal-hours", 1, 8760, 2, "Report events that have waited so long for a seal.")
+@_limit("--key-days", 0, 3650, 14, "Report keys that expire within so many days.")
+@_limit(
+    "--daily-days", 1, 30, 7, "Report a key that sent events on each of so many days, and none in the last 24 hours."
 )
 @click.option("--disk", type=click.Path(exists=True), help="A folder on PostgreSQL's disk, if that is on this machine.")
-@click.option(
-    "--disk-percent",
-    type=click.IntRange(1, 100),
-    default=80,
-    show_default=True,
-    help="Report the disk of --disk if so much is in use.",
-)
+@_limit("--disk-percent", 1, 100, 80, "Report the disk of --disk if so much is in use.")
 @json_option
 @reports_errors
 def check(disk: str | None, disk_percent: int, as_json: bool, **limits: int) -> None:
