@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Flask, Request, Response, current_app, g, request
 from werkzeug.exceptions import MethodNotAllowed, NotFound
@@ -30,25 +31,16 @@ IDEMPOTENCY_KEY = re.compile(r'"(?P<quoted>[ -~]{1,255})"|(?P<bare>[!#-~][ -~]{0
 ingest = Blueprint("ingest", __name__)
 
 
-@ingest.before_request
-def authenticate() -> None:
-    """Find the request's API key, before any of its body is read. Raises Unauthorized and Unavailable."""
-    scheme, _, key = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    g.key = key.strip(" \t") if scheme.lower() == "bearer" else ""
-    if not API_KEY.fullmatch(g.key):
-        raise storage.Unauthorized
-    g.api_key = current_storage().identify(g.key)
-    g.access_line |= {"apiKeyId": g.api_key.id, "organization": g.api_key.org_id}
-
-
 @ingest.post("/api/v1/ingest/raw")
 def ingest_raw() -> Response:
     """Store the events of the body, all or none, and respond after the commit.
 
     With `Prefer: handling=lenient` the valid events are stored, and the response lists the invalid ones.
     """
-    environ, settings = request.environ, current_app.config
-    is_ndjson, is_gzip, key, is_lenient = body.is_ndjson(environ), body.is_gzip(environ), idempotency_key(), lenient()
+    environ, settings = request.environ, current_app.config  # read once: each use of Flask's proxies takes time
+    api_key = authenticate(environ)
+    is_ndjson, is_gzip = body.is_ndjson(environ), body.is_gzip(environ)
+    key, is_lenient = idempotency_key(environ), lenient(environ)
     data = body.read(environ, settings["MAX_BODY_BYTES"], gzip=is_gzip)
     batch = schemas.parse_batch(data, settings["MAX_BATCH_EVENTS"], settings["MAX_BODY_VALUES"], ndjson=is_ndjson)
     g.access_line["rejected"] = len(batch.events)  # until they are stored
@@ -58,12 +50,23 @@ def ingest_raw() -> Response:
     fingerprint = hashlib.sha256((b"ndjson" if is_ndjson else b"") + data).digest() if key else None
     text = json_text.storable_text(batch.text)
     events = storage.EventBatch(text, batch.valid, len(batch.events), key, fingerprint)
-    return success_response(batch, current_storage().store(g.api_key, events), is_lenient)
+    return success_response(batch, current_storage().store(api_key, events), is_lenient)
 
 
-def idempotency_key() -> str | None:
+def authenticate(environ: WSGIEnvironment) -> storage.ApiKey:
+    """Return the request's API key, before any of its body is read. Raises Unauthorized and Unavailable."""
+    scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    g.key = key = key.strip(" \t") if scheme.lower() == "bearer" else ""
+    if not API_KEY.fullmatch(key):
+        raise storage.Unauthorized
+    api_key = current_storage().identify(key)
+    g.access_line.update(apiKeyId=api_key.id, organization=api_key.org_id)
+    return api_key
+
+
+def idempotency_key(environ: WSGIEnvironment) -> str | None:
     """Return the Idempotency-Key, if the request has one. Raises ValidationFailed."""
-    if (sent := request.environ.get("HTTP_IDEMPOTENCY_KEY")) is None:
+    if (sent := environ.get("HTTP_IDEMPOTENCY_KEY")) is None:
         return None
     if match := IDEMPOTENCY_KEY.fullmatch(sent):
         return match["quoted"] or match["bare"]
@@ -71,9 +74,9 @@ def idempotency_key() -> str | None:
     raise schemas.ValidationFailed([{"field": "Idempotency-Key", "message": message}], 0)
 
 
-def lenient() -> bool:
+def lenient(environ: WSGIEnvironment) -> bool:
     """Return whether the first preference for `handling` (RFC 7240, section 4.4) is the lenient one."""
-    sent = request.environ.get("HTTP_PREFER")
+    sent = environ.get("HTTP_PREFER")
     for preference in parse_list_header(sent.lower()) if sent else ():
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip() == "handling":
@@ -83,7 +86,7 @@ def lenient() -> bool:
 
 def success_response(batch: schemas.Batch, result: storage.StoreResult, is_lenient: bool) -> Response:
     rejected = len(batch.events) - result.ingested
-    g.access_line |= {"ingested": 0 if result.replayed else result.ingested, "rejected": rejected}
+    g.access_line.update(ingested=0 if result.replayed else result.ingested, rejected=rejected)
     content: dict[str, Any] = {
         "data": {"ingested": result.ingested, "rejected": rejected},
         "meta": {"remainingQuota": result.remaining},
@@ -143,7 +146,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
 def error_response(error: Exception) -> Response:
     """Make the response of an exception, in the one shape that all errors have."""
     status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
-    if 400 <= status < 500 and status != 401 and "api_key" in g:
+    if 400 <= status < 500 and status != 401 and g.access_line["apiKeyId"]:
         # `identify` may have found the key in memory, and the request has failed before PostgreSQL looked at it
         try:
             current_storage().authenticate(g.key)
