@@ -6,8 +6,10 @@ import os
 import resource
 import runpy
 import secrets
+import select
 import ssl
 import traceback
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +25,36 @@ _settings = _config["load_settings"]()
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 
 
-class Worker(ThreadWorker):
-    """gunicorn's gthread worker. It overrides `handle_error` and `handle_quit`."""
+NEXT_REQUEST_WAIT = 2  # milliseconds that a thread waits for the next request of its connection
 
+
+class Worker(ThreadWorker):
+    """gunicorn's gthread worker. It overrides `enqueue_req`, `handle`, `handle_error` and `handle_quit`."""
+
+    alive: bool
     log: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waiting: deque[Any] = deque()  # connections that have a request, and no thread
+
+    def enqueue_req(self, conn: Any) -> None:
+        self.waiting.append(conn)
+        super().enqueue_req(conn)
+
+    def handle(self, conn: Any) -> Any:
+        """Handle a request, and the connection's next ones that come at once while no other connection waits.
+
+        gunicorn's own passes the connection to the main thread and back for each request: at one event 7% fewer
+        requests a second (2026-11-29).
+        """
+        self.waiting.popleft()
+        client = select.poll()
+        client.register(conn.sock, select.POLLIN)
+        while (is_kept := super().handle(conn)) is True and self.alive and not self.waiting:
+            if not client.poll(NEXT_REQUEST_WAIT):
+                break
+        return is_kept
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Respond to invalid HTTP with JSON. The log gets only the kind of the error: the words may hold an API key."""

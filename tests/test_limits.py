@@ -239,6 +239,38 @@ def test_requests_that_are_sent_ahead_are_answered_in_turn(start_service: Callab
             assert json.loads(responses.readline())["status"] == "ok"
 
 
+def test_a_busy_connection_shares_its_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=1)
+    over, busy = threading.Event(), 0
+
+    def send(client: socket.socket) -> None:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = b""
+        while not received.endswith(b"}\n"):
+            received += client.recv(1000)
+
+    def send_without_a_pause() -> None:
+        nonlocal busy
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+            while not over.is_set():
+                send(client)
+                busy += 1
+
+    sender = threading.Thread(target=send_without_a_pause)
+    sender.start()
+    try:
+        wait_for(lambda: busy)
+        with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+            before = busy
+            for _ in range(100):
+                send(client)
+            served = busy - before
+    finally:
+        over.set()
+        sender.join()
+    assert served < 300  # as a rule about 100
+
+
 def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=16, before="ulimit -n 200;")
     [worker] = psutil.Process(service.process.pid).children()
