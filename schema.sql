@@ -171,6 +171,16 @@ BEGIN
         RETURN;
     END IF;
 
+    -- before the idempotency key: where the same batch has used up the quota meanwhile, its key is found
+    IF v_quota IS NOT NULL THEN
+        SELECT
+            coalesce(sum(u.used) FILTER (WHERE u.slot = 0), 0),
+            v_quota - coalesce(sum(u.used) FILTER (WHERE u.slot <> 0), 0)
+        INTO v_used, v_quota
+        FROM monthly_usage u
+        WHERE u.org_id = p_org_id AND u.month = v_month;
+    END IF;
+
     IF p_idempotency_key IS NOT NULL THEN
         DELETE FROM idempotency_keys k
         WHERE k.org_id = p_org_id AND k.key = p_idempotency_key AND k.expires_at <= now();
@@ -183,20 +193,12 @@ BEGIN
         END IF;
     END IF;
 
-    IF v_quota IS NOT NULL THEN
-        SELECT
-            coalesce(sum(u.used) FILTER (WHERE u.slot = 0), 0),
-            v_quota - coalesce(sum(u.used) FILTER (WHERE u.slot <> 0), 0)
-        INTO v_used, v_quota
-        FROM monthly_usage u
-        WHERE u.org_id = p_org_id AND u.month = v_month;
-        IF p_count > 0 AND v_used + p_count > v_quota THEN
-            outcome := 'quota_exceeded';
-            resets_at := to_char(v_month + interval '1 month', 'YYYY-MM-DD"T00:00:00Z"');
-            remaining := CASE WHEN v_quota IS NOT NULL THEN greatest(v_quota - v_used, 0) END;
-            INSERT INTO monthly_usage (org_id, month, slot, used) VALUES (p_org_id, v_month, -1, 0) ON CONFLICT DO NOTHING;
-            RETURN;
-        END IF;
+    IF p_count > 0 AND v_used + p_count > v_quota THEN
+        outcome := 'quota_exceeded';
+        resets_at := to_char(v_month + interval '1 month', 'YYYY-MM-DD"T00:00:00Z"');
+        remaining := greatest(v_quota - v_used, 0);
+        INSERT INTO monthly_usage (org_id, month, slot, used) VALUES (p_org_id, v_month, -1, 0) ON CONFLICT DO NOTHING;
+        RETURN;
     END IF;
 
     outcome := 'stored';

@@ -158,7 +158,6 @@ def call_store_events(
     fingerprint = None if batch.fingerprint is None else rf"\x{batch.fingerprint.hex()}"
     values = (org_id, api_key_id, batch.source, batch.text, indexes, count, key, fingerprint, idempotency_days)
     parameters = [None if value is None else str(value).encode() for value in values]
-    was_exceeded = False
     for _ in range(MAX_ATTEMPTS):
         try:
             outcome, *numbers, resets_at = connection.call(STORE, parameters)
@@ -174,10 +173,8 @@ def call_store_events(
                 return StoreResult(ingested or 0, remaining, outcome == b"replayed")
             case b"key_reused":
                 raise KeyReused
-            case b"quota_exceeded" if was_exceeded or batch.idempotency_key is None:
+            case b"quota_exceeded":
                 raise QuotaExceeded(remaining, (resets_at or b"").decode())
-            case b"quota_exceeded":  # the same batch may have been stored since its key was looked for: ask once more
-                was_exceeded = True
             case _:
                 raise Unauthorized
     raise Unavailable(f"gave up after {MAX_ATTEMPTS} conflicts with concurrent requests")

@@ -47,7 +47,7 @@ def test_a_retry_gets_the_same_response_though_the_first_request_used_up_the_quo
     with ThreadPoolExecutor(1) as pool, psycopg.connect(account.service.database_url) as connection:
         connection.execute("LOCK TABLE monthly_usage")
         retry = pool.submit(account.post, body, Idempotency_Key="once")
-        wait_for(lambda: waiting_for_locks(account) == 1)  # it has looked for its key
+        wait_for(lambda: waiting_for_locks(account) == 1)  # it is about to read the usage
         parameters = [account.org_id, f"[{body.decode()}]", hashlib.sha256(body).digest()]
         assert connection.execute(first, parameters).fetchall() == [("stored",)]
         connection.commit()
