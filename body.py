@@ -8,8 +8,7 @@ from gunicorn.http.errors import ParseException
 
 from json_text import InvalidJSON, TooLarge
 
-JSON = re.compile(r"application/(?:json|[^;\s]+\+json)\s*(?:;.*)?", re.IGNORECASE)
-NDJSON = re.compile(r"application/(?:x-ndjson|jsonl)\s*(?:;.*)?", re.IGNORECASE)
+MEDIA_TYPE = re.compile(r"application/(?:json|[^;\s]+\+json|(?P<ndjson>x-ndjson|jsonl))\s*(?:;.*)?", re.IGNORECASE)
 
 
 class UnsupportedMediaType(Exception):
@@ -18,11 +17,8 @@ class UnsupportedMediaType(Exception):
 
 def is_ndjson(environ: WSGIEnvironment) -> bool:
     """Return whether the body is NDJSON, and not JSON. Raises UnsupportedMediaType if it is neither."""
-    content_type = environ.get("CONTENT_TYPE") or ""
-    if JSON.fullmatch(content_type):
-        return False
-    if NDJSON.fullmatch(content_type):
-        return True
+    if match := MEDIA_TYPE.fullmatch(environ.get("CONTENT_TYPE") or ""):
+        return match["ndjson"] is not None
     raise UnsupportedMediaType("Content-Type", "application/json, application/x-ndjson, application/jsonl")
 
 
@@ -55,10 +51,7 @@ def read(environ: WSGIEnvironment, max_bytes: int, *, gzip: bool) -> bytes:
 
 
 def decompress(body: bytes, max_bytes: int) -> bytes:
-    """Decompress gzip (RFC 1952), which can have several members.
-
-    Raises TooLarge as soon as there are more than `max_bytes`, and InvalidJSON if the body is not gzip.
-    """
+    """Decompress gzip (RFC 1952) of one or more members. Raises InvalidJSON, and TooLarge beyond `max_bytes`."""
     decompressed = bytearray()
     member = zlib.decompressobj(wbits=31)
     for start in range(0, len(body), 4096):  # in small pieces: what follows a member is copied at each member's end
