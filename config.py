@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 VERSION = "1.0.0"
-
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 

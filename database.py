@@ -16,7 +16,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from database_errors import UNREACHABLE, Unavailable, raise_translated
 
 log = logging.getLogger("igris")
-
 Connection = psycopg.Connection[Any]
 
 # docs/limits.md lists them together with gunicorn's and nginx's. Each is longer than the ones inside it.
@@ -58,8 +57,7 @@ def set_up_session(connection: Connection, settings: dict[str, str]) -> None:
     """
     given = re.findall(r"(?:-c\s*|--)(\w+)=", connection.info.options)
     values = {name: value for name, value in {**SESSION_SETTINGS, **settings}.items() if name not in given}
-    query = "SELECT set_config(key, value, false) FROM json_each_text(%s)"
-    connection.execute(query, [json.dumps(values)])
+    connection.execute("SELECT set_config(key, value, false) FROM json_each_text(%s)", [json.dumps(values)])
 
 
 class TimeoutConnection(psycopg.Connection[Any]):

@@ -15,14 +15,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Response, g, has_request_context, request
 from werkzeug.exceptions import MethodNotAllowed
 
 import config
 
 # A valid X-Request-Id. One that contains an API key is not.
 REQUEST_ID = re.compile(r"(?!.*ig_)[\w.:/+=@-]{1,128}", re.ASCII)
-
 
 # What later steps fill in. `lostLines` counts the lines before this one that could not be written.
 EMPTY_LINE = {"status": 0, "error": None, "ms": 0.0, "organization": None, "apiKeyId": None}
@@ -74,6 +73,15 @@ def begin_line() -> None:
     } | EMPTY_LINE
 
 
+def end_line(response: Response, output: LossyOutput) -> Response:
+    """Write the access line of a request, and return its response with the request's id."""
+    line = g.access_line
+    response.headers.add("X-Request-Id", line["requestId"])
+    line.update(status=response.status_code, ms=round((time.perf_counter() - g.began) * 1000, 2), lostLines=output.lost)
+    output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
+    return response
+
+
 def as_text(line: dict[str, Any]) -> str:
     error, organization = (f" {line[name]}" if line[name] else "" for name in ("error", "organization"))
     text = f"{line['time'][11:19]} {line['method']} {line['path'] or '(no such path)'} {line['status']}{error}"
@@ -87,19 +95,7 @@ def add_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
-def init_app(app: Flask, level: str) -> None:
-    """Set up the logs, and begin and end the line of each request."""
+def set_up(level: str) -> None:
+    """Send what is logged to standard error, with the request's id."""
     config.set_up_logging(level, LossyOutput(2))
     logging.getLogger().handlers[0].addFilter(add_request_id)
-    output = LossyOutput(1)
-
-    def end_line(response: Response) -> Response:
-        line = g.access_line
-        response.headers.add("X-Request-Id", line["requestId"])
-        ms = round((time.perf_counter() - g.began) * 1000, 2)
-        line |= {"status": response.status_code, "ms": ms, "lostLines": output.lost}
-        output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
-        return response
-
-    app.before_request(begin_line)
-    app.after_request(end_line)
