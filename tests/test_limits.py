@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -269,6 +270,29 @@ def test_a_busy_connection_shares_its_thread(start_service: Callable[..., Servic
         over.set()
         sender.join()
     assert served < 300  # as a rule about 100
+
+
+@pytest.mark.measures
+def test_the_workers_share_the_connections(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=2)
+    workers = psutil.Process(service.process.pid).children()
+
+    def connections(number: int) -> list[int]:
+        """Open connections, send a request on each, and return how many each worker has, ascending."""
+        with ExitStack() as stack:
+            address = ("127.0.0.1", service.port)
+            clients = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(number)]
+            for client in clients:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            for client in clients:
+                assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+            ours = (psutil.CONN_ESTABLISHED, service.port)
+            lists = [[(each.status, each.laddr.port) for each in worker.net_connections("tcp")] for worker in workers]
+            return sorted(each.count(ours) for each in lists)
+
+    wait_for(lambda: connections(8)[0])  # both workers have started
+    for _ in range(5):
+        assert connections(32)[0] >= 4  # as a rule at least 10
 
 
 def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
