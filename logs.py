@@ -61,8 +61,7 @@ def begin_line() -> None:
     """Begin the access line of a request, in the order of its keys."""
     environ = request.environ
     is_known = request.url_rule or isinstance(request.routing_exception, MethodNotAllowed)
-    sent = environ.get("HTTP_X_REQUEST_ID")
-    length = environ.get("CONTENT_LENGTH")
+    sent, length = environ.get("HTTP_X_REQUEST_ID"), environ.get("CONTENT_LENGTH")
     g.began = time.perf_counter()
     g.access_line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -93,8 +93,7 @@ class Storage:
 
     def authenticate(self, key: str) -> ApiKey:
         """Return the id and organization of a key that is valid now. Raises Unauthorized."""
-        digest = key_hash(key)
-        self._seen_keys.pop(digest, None)
+        self._seen_keys.pop(digest := key_hash(key), None)
         with self.database.connection() as connection:
             row = connection.execute(AUTHENTICATE, {"key_hash": digest}).fetchone()
         if row is None:
