@@ -15,7 +15,7 @@ _EXPONENT = re.compile(rb"[0-9][eE][+-]?0*([0-9]*)")
 _UNSTORABLE = re.compile(
     r"\\u(?:0000|[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u)[dD][c-fC-F]..)", re.DOTALL
 )
-_MAYBE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # a text without any \ is looked through more quickly
+_MAYBE_UNSTORABLE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _LOST = re.compile("[\\0\\ud800-\\udfff]")  # the same in a parsed string
 
 
@@ -64,7 +64,7 @@ class Parser:
         fractions: defaultdict[str, float] = defaultdict(float)
         try:
             text = body.decode().removeprefix("\ufeff")
-            check = _check_keys if "\\" in text and _MAYBE_UNSTORABLE.search(text) else None
+            check = _check_keys if _MAYBE_UNSTORABLE.search(text) else None
             value = json.loads(
                 text, parse_constant=_reject_constant, parse_float=fractions.__getitem__, object_pairs_hook=check
             )
@@ -111,7 +111,7 @@ def _check_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def storable_text(text: str) -> str:
     """Return JSON that jsonb can hold: U+0000 and unpaired surrogates become U+FFFD, all else stays as it is."""
-    if "\\" not in text or not _MAYBE_UNSTORABLE.search(text):
+    if not _MAYBE_UNSTORABLE.search(text):
         return text
     # a NUL, which no JSON text has, stands for an escaped backslash: then every other backslash begins an escape
     return _UNSTORABLE.sub(r"\\ufffd", text.replace(r"\\", "\0")).replace("\0", r"\\")
