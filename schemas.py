@@ -82,7 +82,7 @@ class Event(Schema):
     metadata = fields.Dict()
 
 
-# Of each field: its name, type and validator, and Zod's words for a value of another type and for an absent one.
+# Of each field: name, type, validator (one at most), and Zod's words for a value of another type and an absent one.
 _RULES: list[Any] = [
     (
         name,
