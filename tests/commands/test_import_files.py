@@ -213,4 +213,4 @@ def test_memory_does_not_grow_with_the_file(account: Account, tmp_path: Path) ->
         return int(done.stdout) // 1024
 
     for name in ("a.csv", "a.json"):
-        assert peak(name, 6000) < peak(name, 300) + 10
+        assert peak(name, 6000) < peak(name, 2000) + 10  # 40 MB more; the shorter fills all buffers too
