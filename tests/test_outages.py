@@ -194,6 +194,31 @@ def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_accoun
     wait_for(lambda: own_account.post(EVENT).status == 200)
 
 
+def test_a_commit_that_waits_for_a_standby_is_stored_in_the_end(own_account: Account) -> None:
+    def require_standby(name: str) -> None:
+        with psycopg.connect(own_account.service.database_url, autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: own_account.execute("SHOW synchronous_standby_names") == [(name,)])
+
+    require_standby("missing")
+    responses: list[Response] = []
+
+    def send() -> Response:
+        responses.append(own_account.post(EVENT, Idempotency_Key=f"key-{len(responses)}"))
+        return responses[-1]
+
+    wait_for(lambda: send().status != 200)  # PostgreSQL's checkpointer has read the setting
+    assert_unavailable(responses[-1])
+    assert own_account.service.get("/readyz").status == 200  # PostgreSQL responds to reads
+    assert own_account.count() == len(responses) - 1
+    require_standby("")
+    wait_for(lambda: own_account.count() == len(responses))
+    retry = own_account.post(EVENT, Idempotency_Key=f"key-{len(responses) - 1}")
+    assert (retry.status, retry.headers["Idempotency-Replayed"]) == (200, "true")
+    assert own_account.count() == own_account.used() == len(responses)
+
+
 def test_when_all_connections_are_taken_it_says_so(
     own_server: postgres.Server, own_account: Account, start_service: Callable[..., Service]
 ) -> None:
