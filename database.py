@@ -155,11 +155,9 @@ class Database:
             slot = self._free.pop()
         except IndexError:
             raise Unavailable("no connection came free") from None
-        is_attempt = False
+        began = time.monotonic()
         try:
-            is_attempt = self._is_down and self._begin_attempt()
-            began = time.monotonic()
-            connection = self._connect(slot)
+            connection = self._try_to_connect(slot) if self._is_down else self._connect(slot)
             try:
                 yield connection
             finally:
@@ -167,8 +165,6 @@ class Database:
         except psycopg.Error as error:
             raise_translated(error)
         finally:
-            if is_attempt:
-                self._attempt.release()
             if slot.lock_timeout == LOCK_TIMEOUT and slot.connection and not slot.connection.closed:
                 self._free.append(slot)
             else:
@@ -180,14 +176,19 @@ class Database:
             if slot.connection:
                 slot.connection.close()
 
-    def _begin_attempt(self) -> bool:
+    def _try_to_connect(self, slot: Slot) -> TimeoutConnection:
         """While PostgreSQL is down, let one request at a time try it. The others hardly wait: they get Unavailable."""
         if not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
             raise Unavailable(UNREACHABLE)
-        if self._is_down:
-            return True
-        self._attempt.release()  # it was reached meanwhile
-        return False
+        try:
+            began = time.monotonic()
+            connection = self._connect(slot)
+            if self._is_down:  # else it was reached meanwhile
+                connection.execute("SELECT 1")  # the request's own statement may wait for a lock or a standby
+                self._note_response(connection, began)
+            return connection
+        finally:
+            self._attempt.release()
 
     def _connect(self, slot: Slot) -> TimeoutConnection:
         if slot.connection:
