@@ -53,6 +53,7 @@ def raise_translated(error: psycopg.Error) -> NoReturn:
     if issubclass(kind, Unavailable):
         raise kind(reason, message) from None
     # The context names each function that ran, such as "PL/pgSQL function check_tool() line 1 at RAISE".
-    if re.search(r"^\S+ function (?!store_events_)", error.diag.context or "", re.MULTILINE):
-        raise Unavailable(CANT_STORE, message) from None  # an operator's trigger failed, and the body is valid
+    if found := re.search(r"^\S+ function (?!store_events_)\S+", error.diag.context or "", re.MULTILINE):
+        # an operator's trigger failed, and the body is valid; the message quotes it
+        raise Unavailable(CANT_STORE, f"{found[0]} failed") from None
     raise kind(reason or message) from None

@@ -50,8 +50,9 @@ ALTER ROLE igris_web SET idle_in_transaction_session_timeout = '8s';
     ALTER ROLE igris_web SET temp_file_limit = '64MB';  -- else its sorts could fill the disk
     -- On Citus the server of a worker would log the bodies of requests that lose a race.
     ALTER ROLE igris_web SET log_min_error_statement = 'panic';
+    ALTER ROLE igris_web SET lc_messages = 'C';  -- the service finds the name of a trigger that failed in the English words
 \else
-    \warn 'left out, since they need a superuser: temp_file_limit and log_min_error_statement of igris_web'
+    \warn 'left out, since they need a superuser: temp_file_limit, log_min_error_statement and lc_messages of igris_web'
 \endif
 
 -- Up to PostgreSQL 14 everybody may create functions in the schema, which the owner would run unawares.

@@ -110,12 +110,19 @@ def test_a_trigger_that_fails_is_not_the_clients_fault(account: Account) -> None
 def test_the_log_says_when_postgresql_rejects_and_holds_no_body(account: Account) -> None:
     set_default(account, "log_parameter_max_length_on_error = -1")
     account.execute("""
-        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.action = 'deny' THEN PERFORM (NEW.metadata ->> 'note')::int; END IF;
+            RAISE 'not today';
+        END
+        $$
     """)
     account.execute("CREATE TRIGGER fail BEFORE INSERT ON audit_events FOR EACH ROW EXECUTE FUNCTION fail()")
     others = "pid <> pg_backend_pid() AND datname = current_database()"
     account.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")  # for new connections
-    for _ in range(8):
-        account.post({**EVENT, "metadata": {"note": "the-secret-of-a-body"}})
+    for number in range(8):
+        action = ("log", "deny")[number % 2]
+        account.post({**EVENT, "action": action, "metadata": {"note": "the-secret-of-a-body"}})
     assert "not today" in account.service.output()
+    assert "PL/pgSQL function fail() failed" in account.service.output()
     assert "the-secret-of-a-body" not in account.service.output()
