@@ -124,14 +124,6 @@ class TimeoutConnection(psycopg.Connection[Any]):
             return False
 
 
-class Slot:
-    """A place for a connection, which waits `lock_timeout` seconds for a lock."""
-
-    def __init__(self, lock_timeout: float) -> None:
-        self.lock_timeout = lock_timeout
-        self.connection: TimeoutConnection | None = None
-
-
 class Database:
     """The connections of a web worker, one for each thread, in autocommit mode.
 
@@ -142,8 +134,9 @@ class Database:
     def __init__(self, url: str, threads: int, *, prepare: bool) -> None:
         self._url = url
         self._prepare = prepare
-        # `pop` takes the last slot: the impatient slot is used last, and before it those without a connection
-        self._free = [Slot(SHORT_LOCK_TIMEOUT), *(Slot(LOCK_TIMEOUT) for _ in range(threads - 1))]
+        # Lock timeouts and connections. `pop` takes an open one first, then one to open, and the impatient one last.
+        self._free: list[tuple[float, TimeoutConnection | None]]
+        self._free = [(SHORT_LOCK_TIMEOUT, None), *[(LOCK_TIMEOUT, None)] * (threads - 1)]
         self._is_down = False  # PostgreSQL could not be reached, or did not respond
         self._last_response = 0.0
         self._attempt = threading.Lock()
@@ -152,12 +145,13 @@ class Database:
     def connection(self) -> Iterator[TimeoutConnection]:
         """Lend a connection. Raises Unavailable, and what `raise_translated` raises."""
         try:
-            slot = self._free.pop()
+            lock_timeout, connection = self._free.pop()
         except IndexError:
             raise Unavailable("no connection came free") from None
         began = time.monotonic()
         try:
-            connection = self._try_to_connect(slot) if self._is_down else self._connect(slot)
+            connect = self._try_to_connect if self._is_down else self._connect
+            connection = connect(connection, lock_timeout)
             try:
                 yield connection
             finally:
@@ -165,24 +159,24 @@ class Database:
         except psycopg.Error as error:
             raise_translated(error)
         finally:
-            if slot.lock_timeout == LOCK_TIMEOUT and slot.connection and not slot.connection.closed:
-                self._free.append(slot)
+            if lock_timeout == LOCK_TIMEOUT and connection and not connection.closed:
+                self._free.append((lock_timeout, connection))
             else:
-                self._free.insert(slot.lock_timeout == LOCK_TIMEOUT, slot)
+                self._free.insert(lock_timeout == LOCK_TIMEOUT, (lock_timeout, connection))
 
     def close(self) -> None:
         """Close the free connections."""
-        for slot in self._free:
-            if slot.connection:
-                slot.connection.close()
+        for _, connection in self._free:
+            if connection:
+                connection.close()
 
-    def _try_to_connect(self, slot: Slot) -> TimeoutConnection:
+    def _try_to_connect(self, connection: TimeoutConnection | None, lock_timeout: float) -> TimeoutConnection:
         """While PostgreSQL is down, let one request at a time try it. The others hardly wait: they get Unavailable."""
         if not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
             raise Unavailable(UNREACHABLE)
         try:
             began = time.monotonic()
-            connection = self._connect(slot)
+            connection = self._connect(connection, lock_timeout)
             if self._is_down:  # else it was reached meanwhile
                 connection.execute("SELECT 1")  # the request's own statement may wait for a lock or a standby
                 self._note_response(connection, began)
@@ -190,18 +184,17 @@ class Database:
         finally:
             self._attempt.release()
 
-    def _connect(self, slot: Slot) -> TimeoutConnection:
-        if slot.connection:
-            if slot.connection.is_usable():
-                return slot.connection
-            slot.connection.close()
+    def _connect(self, connection: TimeoutConnection | None, lock_timeout: float) -> TimeoutConnection:
+        if connection:
+            if connection.is_usable():
+                return connection
+            connection.close()
         try:
-            slot.connection = TimeoutConnection.open(self._url, slot.lock_timeout, prepare=self._prepare)
+            return TimeoutConnection.open(self._url, lock_timeout, prepare=self._prepare)
         except psycopg.Error as error:
             if "FATAL:" not in str(error):  # else PostgreSQL responded: it may have no room for one more connection
                 self._is_down = True
             raise
-        return slot.connection
 
     def _note_response(self, connection: TimeoutConnection, began: float) -> None:
         if not connection.closed:
