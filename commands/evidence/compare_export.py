@@ -186,9 +186,13 @@ def compare_file(connection: Connection, filters: Filters, periods: list[Period]
     if outside:
         report.notes.append(f"{counted(outside, 'line')} outside of --since and --until: not compared")
     if missing:
-        received, number = first_missing
-        report.add(f"{counted(missing, 'event')} of the trail missing, the first is event {number} of {received}")
+        report.add(_not_in_file(missing, first_missing))
     return report
+
+
+def _not_in_file(events: int, first: _Key) -> str:
+    received, number = first
+    return f"not in the file: {counted(events, 'event')} of the trail, the first is event {number} of {received}"
 
 
 def _bound(moment: datetime | None, default: _Key) -> _Key:
@@ -261,18 +265,20 @@ def _use_entries(stretch: _Stretch) -> None:
     named = f"{counted(stretch.lines, 'line')} from line {stretch.first_line} on"
     before = [entry for entry in period.entries if entry.digest == stretch.digest]
     if before:
-        why = (
-            f"entry {period.newest.number} amended the period"
-            if before[-1] is not period.newest
-            else "the trail differs"
-        )
-        stretch.found = FileReport(notes=[f"{named}: as entry {before[-1].number} has them; {why}"])
-        others = stretch.missing + stretch.differing
-        if before[-1] is not period.newest and others:
-            stretch.found.of_trail.append(
-                f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period changed "
-                f"or added since entry {before[-1].number}: the file has that entry's events"
-            )
+        named += f": as entry {before[-1].number} has them"
+        differences, others = stretch.found, stretch.missing + stretch.differing
+        if before[-1] is period.newest:
+            more = [_not_in_file(stretch.missing, stretch.first_missing)] if stretch.missing else []
+            count = len(differences.problems) + differences.unnamed + stretch.missing
+            why = f"the trail differs in {counted(count, 'event')}"
+            stretch.found = FileReport(notes=[f"{named}; {why}", *differences.problems, *more])
+        else:
+            stretch.found = FileReport(notes=[f"{named}; entry {period.newest.number} amended the period"])
+            if others:
+                stretch.found.of_trail.append(
+                    f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period "
+                    f"changed or added since entry {before[-1].number}: the file has that entry's events"
+                )
         stretch.missing = stretch.later = 0
     elif not period.newest.events and period.newest.is_amendment:
         problem = (
@@ -312,7 +318,7 @@ def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _report(stretch: _Stretch, report: FileReport) -> None:
-    report.notes += stretch.found.notes
+    report.notes += stretch.found.notes[: max(1, MAX_DIFFERENCES - len(report.notes))]
     report.of_trail += stretch.found.of_trail
     for problem in stretch.found.problems:
         report.add(problem)

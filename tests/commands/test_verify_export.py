@@ -43,7 +43,7 @@ def test_a_file_that_is_as_it_was_exported_is_intact(sealed: Account, file: Path
 
 def test_lines_that_were_changed_accuse_the_file_alone(sealed: Account, file: Path) -> None:
     lines, events = file.read_bytes().splitlines(keepends=True), ids(sealed)
-    missing = "{0} of the trail missing, the first is event {1} of 2026-03-0{2}T10:00:00.000000Z".format
+    missing = "not in the file: {0} of the trail, the first is event {1} of 2026-03-0{2}T10:00:00.000000Z".format
     for changed, problems in (
         (
             [*lines[:4], lines[4].replace(b'"log"', b'"deny"').replace(b"raw", b"import"), *lines[5:]],
@@ -93,7 +93,7 @@ def test_the_period_of_a_file_can_be_given(sealed: Account, file: Path, tmp_path
     assert compare(sealed, file)[:2] == (0, [])  # two days
     assert compare(sealed, file, "--since", "2026-03-01", "--until", "2026-03-03")[:2] == (0, [])
     status, [problem], _ = compare(sealed, file, "--since", "2026-03-01", "--until", "2026-03-04")
-    assert (status, problem.split(",")[0]) == (4, "3 events of the trail missing")
+    assert (status, problem.split(",")[0]) == (4, "not in the file: 3 events of the trail")
     status, report = verify(sealed, "--export", str(file), "--since", "2026-03-02", "--until", "2026-03-03")
     assert (status, report["export"]["notes"]) == (0, ["3 lines outside of --since and --until: not compared"])
     file.write_bytes(b"")
@@ -111,18 +111,34 @@ def test_an_export_of_some_events_is_compared_with_its_own_conditions(sealed: Ac
 
 
 @pytest.mark.parametrize(
-    "query",
+    ("query", "difference"),
     [
-        "UPDATE audit_events SET tool_name = 'x' WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'",
-        "DELETE FROM audit_events WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'",
+        (
+            "UPDATE audit_events SET tool_name = 'x' WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'",
+            "line 5 (event {0}) differs from the trail: toolName",
+        ),
+        (
+            "DELETE FROM audit_events WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'",
+            NOT_IN_TRAIL.format(5, "{0}"),
+        ),
+        (
+            "INSERT INTO audit_events (id, org_id, source, type, tool_name, action, timestamp, metadata, received_at) "
+            "SELECT 0, org_id, source, type, tool_name, action, timestamp, metadata, received_at "
+            "FROM audit_events WHERE org_id = %(org)s AND tool_name = '2026-03-02T10:00:00Z 1'",
+            "not in the file: 1 event of the trail, the first is event 0 of 2026-03-02T10:00:00.000000Z",
+        ),
     ],
 )
-def test_a_trail_that_was_changed_does_not_accuse_the_file(sealed: Account, file: Path, query: str) -> None:
+def test_a_trail_that_was_changed_does_not_accuse_the_file(
+    sealed: Account, file: Path, query: str, difference: str
+) -> None:
+    id_ = ids(sealed)[4]
     change(sealed, query)
     status, report = verify(sealed, "--export", str(file))
     assert (status, len(report["problems"])) == (3, 1)
     assert report["export"]["intact"]
-    assert report["export"]["notes"] == ["3 lines from line 4 on: as entry 2 has them; the trail differs"]
+    note = "3 lines from line 4 on: as entry 2 has them; the trail differs in 1 event"
+    assert report["export"]["notes"] == [note, difference.format(id_)]
 
 
 def test_a_file_proves_what_was_pruned_or_erased_since(sealed: Account, file: Path) -> None:
