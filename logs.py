@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import stat
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ class LossyOutput:
 
     def __init__(self, descriptor: int) -> None:
         self.lost = 0  # how many texts could not be written since the last that could
+        self.lock = threading.Lock()
         self._is_cut = False  # the last text was written in part
         self.is_terminal = os.isatty(descriptor)
         self._descriptor = descriptor
@@ -53,7 +55,7 @@ class LossyOutput:
             written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)
         except OSError:  # no process reads, and the buffer is full
             written = 0
-        self._is_cut = 0 < written < len(data) if written else self._is_cut
+        self._is_cut = written < len(data) if written else self._is_cut
         self.lost = 0 if written == len(data) else self.lost + 1
 
 
@@ -76,8 +78,10 @@ def end_line(response: Response, output: LossyOutput) -> Response:
     """Write the access line of a request, and return its response with the request's id."""
     line = g.access_line
     response.headers.add("X-Request-Id", line["requestId"])
-    line.update(status=response.status_code, ms=round((time.perf_counter() - g.began) * 1000, 2), lostLines=output.lost)
-    output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
+    line.update(status=response.status_code, ms=round((time.perf_counter() - g.began) * 1000, 2))
+    with output.lock:  # else several lines would count the same lost ones
+        line["lostLines"] = output.lost
+        output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
     return response
 
 
