@@ -206,8 +206,9 @@ class Service(Flask):
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         if request is None:
             return None
-        environ = request.environ
-        return self.url_map.bind("", path_info=environ["PATH_INFO"], default_method=environ["REQUEST_METHOD"])
+        path, method = request.environ["PATH_INFO"], request.environ["REQUEST_METHOD"]
+        # Werkzeug takes // at the beginning for /
+        return self.url_map.bind("", path_info="" if path.startswith("//") else path, default_method=method)
 
 
 def create_app() -> Flask:

@@ -32,7 +32,8 @@ def test_the_result_is_zods(account: Account, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/v1/ingest", PATH + "/", PATH + "//", "/api//v1/ingest/raw", "/%00", "/\u00e9"]
+    "path",
+    ["/", "/api/v1/ingest", PATH + "/", PATH + "//", "/" + PATH, "//" + PATH, "/api//v1/ingest/raw", "/%00", "/\u00e9"],
 )
 def test_it_does_not_know_other_paths(account: Account, path: str) -> None:
     headers = {"Authorization": f"Bearer {account.key}", "Content-Type": "application/json"}
