@@ -7,10 +7,12 @@ import resource
 import runpy
 import secrets
 import select
+import selectors
 import ssl
 import time
 import traceback
 from collections import deque
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ _settings = _config["load_settings"]()
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")
 
 
+FIRST_BYTE_WAIT = 10  # seconds after which a connection is closed on which the client has sent nothing
 NEXT_REQUEST_WAIT = 2  # milliseconds that a thread waits for the next request of its connection
 ACCEPT_DELAY = 20e-6  # seconds that a worker waits before it accepts a connection, for each connection it has
 MAX_ACCEPT_DELAY = 200e-6
@@ -37,6 +40,8 @@ class Worker(ThreadWorker):
     alive: bool
     log: Any
     nr_conns: int
+    pending_conns: deque[Any]
+    poller: selectors.BaseSelector
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -51,8 +56,15 @@ class Worker(ThreadWorker):
         super().accept(listener)
 
     def enqueue_req(self, conn: Any) -> None:
-        self.waiting.append(conn)
-        super().enqueue_req(conn)
+        """Give a thread a request. gunicorn's own also lets it wait 5 s for the first byte of a new connection."""
+        if conn.initialized or conn.data_ready:
+            self.waiting.append(conn)
+            super().enqueue_req(conn)
+        else:
+            conn.sock.setblocking(False)
+            conn.timeout = time.monotonic() + FIRST_BYTE_WAIT
+            self.pending_conns.append(conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def handle(self, conn: Any) -> Any:
         """Handle a request, and the connection's next ones that come at once while no other connection waits.

@@ -295,6 +295,23 @@ def test_the_workers_share_the_connections(start_service: Callable[..., Service]
         assert connections(32)[0] >= 4  # as a rule at least 10
 
 
+def test_connections_on_which_nothing_is_sent_hold_no_thread(start_service: Callable[..., Service]) -> None:
+    service = start_service(WEB_CONCURRENCY=1, THREADS=2)
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+
+        def connect(timeout: float) -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=timeout))
+
+        silent, later = [connect(20) for _ in range(20)], connect(20)
+        client = connect(4)  # gunicorn's own lets each silent one hold a thread for 5 s
+        client.sendall(request)
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        later.sendall(request)
+        assert later.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert [each.recv(1) for each in silent] == [b""] * 20  # closed after 10 s
+
+
 def test_more_connections_than_files_end_no_worker(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=16, before="ulimit -n 200;")
     [worker] = psutil.Process(service.process.pid).children()
