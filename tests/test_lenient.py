@@ -93,7 +93,7 @@ def test_a_batch_without_a_valid_event_needs_a_valid_key(account: Account, conne
 
 def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=100)
-    responses = at_once(24, lambda _: account.post([EVENT] * 7 + [{}], **LENIENT))
+    responses = at_once(24, lambda _: account.send([EVENT] * 7 + [{}], **LENIENT))
     assert sorted(response.status for response in responses) == [200] * 14 + [429] * 10
     assert account.count() == account.used() == 98
 
@@ -136,7 +136,7 @@ def test_a_retry_of_a_partial_batch_gets_the_same_response(new_account: Callable
 
 def test_16_identical_partial_batches_at_once_store_once(new_account: Callable[..., Account]) -> None:
     account = new_account(quota=20)
-    responses = at_once(16, lambda _: account.post([EVENT, {}] * 15, **LENIENT, Idempotency_Key="a"))
+    responses = at_once(16, lambda _: account.send([EVENT, {}] * 15, **LENIENT, Idempotency_Key="a"))
     assert len({(response.status, response.body) for response in responses}) == 1
     assert account.count() == account.used() == 15
 

@@ -55,7 +55,7 @@ def assert_unavailable(response: Response) -> None:
 
 @pytest.mark.measures
 def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, own_account: Account) -> None:
-    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.send(EVENT))} == {200}
     own_server.stop()
     for _ in range(3):
         began = time.monotonic()
@@ -71,16 +71,16 @@ def test_the_database_is_stopped_and_started_again(own_server: postgres.Server, 
     began = time.monotonic()
     wait_for(lambda: own_account.post(EVENT).status == 200)
     assert time.monotonic() - began < 2
-    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.send(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 17
     assert "PostgreSQL is back" in own_account.service.output()
 
 
 def test_a_restart_between_requests_is_not_noticed(own_server: postgres.Server, own_account: Account) -> None:
-    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.send(EVENT))} == {200}
     own_server.stop()
     own_server.start()
-    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.send(EVENT))} == {200}
     assert own_account.count() == own_account.used() == 16
 
 
@@ -150,7 +150,7 @@ def test_a_lock_that_is_never_released_pins_no_thread(own_account: Account) -> N
             assert_unavailable(response)
         assert LOCK_TIMEOUT <= time.monotonic() - began < STATEMENT_TIMEOUT + 1
     assert "lock timeout" in own_account.service.output()
-    assert {response.status for response in at_once(4, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(4, lambda _: own_account.send(EVENT))} == {200}
 
 
 def test_more_requests_than_connections_are_all_stored(own_account: Account) -> None:
@@ -171,7 +171,7 @@ def test_more_requests_than_connections_are_all_stored(own_account: Account) -> 
 
 @pytest.mark.measures
 def test_a_stuck_database_pins_no_thread(own_server: postgres.Server, own_account: Account) -> None:
-    assert {response.status for response in at_once(8, lambda _: own_account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(8, lambda _: own_account.send(EVENT))} == {200}
     postmaster = psutil.Process(own_server.pid)
     processes = [postmaster, *postmaster.children()]
     for process in processes:

@@ -36,7 +36,7 @@ def test_24_clients_at_the_edge_get_exactly_the_quota(new_account: Callable[...,
     account = new_account(quota=100)
     responses = [
         response
-        for responses in at_once(24, lambda _: [account.post([EVENT] * size) for _ in range(6)])
+        for responses in at_once(24, lambda _: [account.send([EVENT] * size) for _ in range(6)])
         for response in responses
     ]
     stored = [response for response in responses if response.status == 200]
@@ -65,10 +65,10 @@ def test_use_counts_on_when_an_unlimited_organization_becomes_limited(
     new_account: Callable[..., Account], connection: Connection
 ) -> None:
     account = new_account(quota=None)
-    at_once(8, lambda _: account.post([EVENT] * 5))
+    at_once(8, lambda _: account.send([EVENT] * 5))
     set_quota(connection, account.org_id, 43)
     assert assert_rejected(account.post([EVENT] * 4), 429, "Quota exceeded")["meta"]["remainingQuota"] == 3
-    statuses = [response.status for response in at_once(8, lambda _: account.post(EVENT))]
+    statuses = [response.status for response in at_once(8, lambda _: account.send(EVENT))]
     assert sorted(statuses) == [200] * 3 + [429] * 5
     assert account.count() == account.used() == 43
 

@@ -89,7 +89,7 @@ def test_a_strangers_body_is_not_waited_for(service: Service) -> None:
 
 
 def test_a_revoked_key_is_rejected_from_the_next_request_on(account: Account, connection: Connection) -> None:
-    assert {response.status for response in at_once(16, lambda _: account.post(EVENT))} == {200}
+    assert {response.status for response in at_once(16, lambda _: account.send(EVENT))} == {200}
     [key] = list_keys(connection, account.org_id)
     revoke_key(connection, key["id"])
     for body in (EVENT, {}, b"not JSON", TOO_LARGE_A_NUMBER.encode()) * 4:

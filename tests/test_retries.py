@@ -31,7 +31,7 @@ def test_a_retry_gets_the_same_response_and_stores_nothing(account: Account) -> 
 @pytest.mark.parametrize("quota", [None, 50_000, 1])
 def test_16_identical_requests_at_once_store_once(new_account: Callable[..., Account], quota: int | None) -> None:
     account = new_account(quota=quota)
-    responses = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))
+    responses = at_once(16, lambda _: account.send(EVENT, Idempotency_Key="once"))
     assert {response.status for response in responses} == {200}
     assert len({response.body for response in responses}) == 1
     assert sum(map(is_replayed, responses)) == 15
@@ -64,7 +64,7 @@ def test_another_body_under_the_key_is_rejected(account: Account) -> None:
 
 def test_of_two_bodies_at_once_under_a_key_one_is_stored(account: Account) -> None:
     bodies = [[EVENT], [EVENT, EVENT]] * 8
-    responses = at_once(16, lambda i: account.post(bodies[i], Idempotency_Key="race"))
+    responses = at_once(16, lambda i: account.send(bodies[i], Idempotency_Key="race"))
     assert sorted(response.status for response in responses) == [200] * 8 + [422] * 8
     assert (
         account.count()

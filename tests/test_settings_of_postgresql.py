@@ -34,8 +34,8 @@ def test_defaults_of_the_database_change_nothing(account: Account, isolation: st
     ):
         set_default(account, setting)
     event = {**EVENT, "timestamp": f"2026-03-19T10:00:00.{'1' * 100}Z"}
-    assert {response.status for response in at_once(16, lambda _: account.post(event))} == {200}
-    assert {response.status for response in at_once(8, lambda _: account.post(event, Idempotency_Key="a"))} == {200}
+    assert {response.status for response in at_once(16, lambda _: account.send(event))} == {200}
+    assert {response.status for response in at_once(8, lambda _: account.send(event, Idempotency_Key="a"))} == {200}
     assert account.count() == account.used() == 17
     assert {str(row[0]) for row in account.rows('"timestamp"')} == {"2026-03-19 10:00:00.111111+00:00"}
     url = account.service.database_url

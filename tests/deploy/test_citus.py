@@ -116,7 +116,7 @@ def test_the_contract_holds(cluster: Cluster, start_service: Callable[..., Servi
             "ingested": 2,
             "rejected": 1,
         }
-        responses = at_once(16, lambda _: account.post(EVENT, Idempotency_Key="once"))  # noqa: B023
+        responses = at_once(16, lambda _: account.send(EVENT, Idempotency_Key="once"))  # noqa: B023
         assert {(response.status, response.body) for response in responses} == {(200, responses[0].body)}, (
             service.output()
         )
@@ -124,7 +124,7 @@ def test_the_contract_holds(cluster: Cluster, start_service: Callable[..., Servi
         assert_rejected(account.post([EVENT], Idempotency_Key="once"), 422, "Idempotency-Key reused")
         rejected = account.post(TOO_LARGE_A_NUMBER.encode())
         assert_rejected(rejected, 400, "Invalid JSON")
-        statuses = [response.status for response in at_once(24, lambda _: account.post([EVENT] * 7))]  # noqa: B023
+        statuses = [response.status for response in at_once(24, lambda _: account.send([EVENT] * 7))]  # noqa: B023
         assert sorted(statuses) == [200] * 12 + [429] * 12
         assert account.count() == account.used() == 97
         [key] = json_lines(command("keys", "list", org_id, "--json", database_url=cluster.url).stdout)

@@ -258,7 +258,7 @@ def test_one_key_with_large_bodies_leaves_threads_to_others(
 
 
 def test_one_key_with_many_connections_and_small_bodies_is_not_limited(account: Account) -> None:
-    assert {response.status for response in at_once(32, lambda _: account.post([EVENT] * 100))} == {200}
+    assert {response.status for response in at_once(32, lambda _: account.send([EVENT] * 100))} == {200}
 
 
 SEND_FROM_A_NETWORK = """

@@ -61,10 +61,10 @@ def test_the_service_works_behind_it(
     service = start_service(pgbouncer, PREPARED_STATEMENTS="off")
     account = new_account(quota=100, service=service)
     statuses = [
-        response.status for response in at_once(40, lambda i: account.post([EVENT] * 3, Idempotency_Key=f"{i % 20}"))
+        response.status for response in at_once(40, lambda i: account.send([EVENT] * 3, Idempotency_Key=f"{i % 20}"))
     ]
     assert statuses == [200] * 40
-    responses = at_once(30, lambda _: account.post([EVENT] * 2))
+    responses = at_once(30, lambda _: account.send([EVENT] * 2))
     assert [response.status for response in responses].count(200) == 20
     assert_rejected(responses[[response.status for response in responses].index(429)], 429, "Quota exceeded")
     with psycopg.connect(pgbouncer, prepare_threshold=None) as connection:
