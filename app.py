@@ -152,7 +152,7 @@ def error_response(error: Exception) -> Response:
     """Make the response of an exception, in the one shape that all errors have."""
     status, name, detail = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
     if 400 <= status < 500 and status != 401 and g.access_line["apiKeyId"]:
-        # `identify` may have found the key in memory, and the request has failed before PostgreSQL looked at it
+        # the key may come from memory: look whether it is still valid before any other error is reported
         try:
             current_storage().authenticate(g.key)
         except (storage.Unauthorized, database_errors.Unavailable) as newer:

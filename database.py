@@ -115,7 +115,7 @@ class TimeoutConnection(psycopg.Connection[Any]):
             raise
 
     def is_usable(self) -> bool:
-        """Return whether the connection is open. If that showed only on use, a statement might have run or not."""
+        """Return whether the connection is open. If a statement were the first to find it closed, it might have run."""
         try:
             self.pgconn.consume_input()  # what PostgreSQL sent last
             self.pgconn.consume_input()  # that it has closed the connection

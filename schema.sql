@@ -48,7 +48,8 @@ CREATE INDEX audit_events_timestamp ON audit_events USING brin ("timestamp" time
 
 -- The events of an organization in a calendar month in UTC: the sum of `used` over its slots.
 -- A limited organization counts in slot 0, where the CHECK keeps the quota exact however many requests run at once.
--- An unlimited one has a slot for each backend, so that its requests do not wait for each other's commit.
+-- An unlimited one has a slot for each backend, so that its requests do not wait for each other's commit. (Two backends in
+-- 32,767 can have the same slot.)
 -- Slot -1 is there if the quota rejected a request in the month: `check` reports it.
 CREATE TABLE monthly_usage (
     org_id text NOT NULL,
@@ -125,8 +126,8 @@ CREATE TABLE chain_entries (
 -- is how many these are. A command has no API key (NULL). p_idempotency_days NULL keeps the idempotency key for ever.
 --
 -- outcome is `stored`, `replayed` (an earlier batch had the same idempotency key and body), `key_reused` (it had another
--- body), `quota_exceeded` or `unauthorized`. Unless it is `stored`, nothing was. What another transaction commits
--- meanwhile fails this one, by the CHECK of monthly_usage or the primary key of idempotency_keys: call it again then. The
+-- body), `quota_exceeded` or `unauthorized`. Unless it is `stored`, nothing was. If another transaction commits a row that
+-- conflicts, the CHECK of monthly_usage or the primary key of idempotency_keys fails: call the function again then. The
 -- usage row is touched as late as possible, since others wait for its lock until the commit.
 --
 -- It runs with the rights of its owner, so that the role of the service needs no others. migrations/README.md says what
@@ -242,7 +243,7 @@ BEGIN
     VALUES (
         p_org_id,
         v_month,
-        CASE WHEN v_quota IS NULL THEN 1 + pg_backend_pid() % 1024 ELSE 0 END,
+        CASE WHEN v_quota IS NULL THEN 1 + pg_backend_pid() % 32767 ELSE 0 END,
         p_count,
         v_quota
     )

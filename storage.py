@@ -164,7 +164,7 @@ def call_store_events(
             # Citus names the constraint, with a number behind it, only in the message
             named = f"{error.diag.constraint_name} {error.diag.message_primary}"
             if ("within_quota" in named or "idempotency_keys_pkey" in named) and connection.is_usable():
-                continue  # in a transaction of the caller, who has to repeat all of it, the conflict is raised
+                continue  # within a caller's transaction the conflict is raised: the caller repeats the transaction
             raise
         ingested, remaining = (None if number is None else int(number) for number in numbers)
         match outcome:

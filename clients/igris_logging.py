@@ -1,4 +1,8 @@
-"""Send the records of Python's logging as events: `logging.getLogger("audit").addHandler(IgrisHandler(igris))`.
+"""Send the records of Python's logging as events.
+
+    log = logging.getLogger("audit")
+    log.addHandler(IgrisHandler(igris))
+    log.setLevel(logging.INFO)  # else logging passes only warnings and errors to handlers
 
 `extra` gives the fields of the event, and everything else in it becomes metadata:
 

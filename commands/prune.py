@@ -102,7 +102,7 @@ class Prunable:
 @org_option
 @reason_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
-@click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
+@click.option("--yes", is_flag=True, help="Don't ask. Without a terminal, no question is asked.")
 @reports_errors
 def prune(before: datetime | None, org: str | None, reason: str | None, dry_run: bool, yes: bool) -> None:
     """Delete events received before a date, and expired idempotency keys, in small batches.

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -112,7 +113,7 @@ def serve(postgresql: postgres.Server) -> None:
 Serving on http://127.0.0.1:{PORT}; Ctrl-C stops it. The data is in {postgresql.data}, the key in {VAR}/key.
 Commands use it from now on, such as ./igris-ingest events. For psql:
 
-psql '{postgresql.url}'
+{shlex.quote(str(postgres.embedded_programs() / "psql"))} '{postgresql.url}'
 
 Try, in another terminal:
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def test_the_tutorial_works_as_it_stands(
     account = Account(start_service(url), "demo", set_up(url, "demo", 50_000))
     (tmp_path / "var").mkdir()
     (tmp_path / "var/key").write_text(account.key + "\n")
+    (tmp_path / "var/database-url").write_text(url)
     (tmp_path / "igris-ingest").symlink_to(PROGRAM)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
     text = (ROOT / "docs/tutorial.md").read_text()
     steps = re.findall(r"```sh\n(.*?)```\n+(?:[^`#]*?)```\n(.*?)```", text, re.DOTALL)
     assert len(steps) == 8
@@ -157,9 +160,6 @@ def test_the_tutorial_works_as_it_stands(
     for step, (commands, printed) in enumerate(steps):
         if "seal --org" in commands:
             account.execute("UPDATE audit_events SET received_at = received_at - interval '2 minutes'")
-        if step == 6:
-            [update] = re.findall(r"^UPDATE .*;$", text, re.MULTILINE)
-            account.execute(update)
         done = subprocess.run(
             ["sh", "-c", commands], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
         )

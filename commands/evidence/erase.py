@@ -26,7 +26,7 @@ CONDITION = """
 @click.option("--until", type=Moment(), help="Only events received before this time.")
 @reason_option
 @click.option("--dry-run", is_flag=True, help="Only count.")
-@click.option("--yes", is_flag=True, help="Don't ask, also on a terminal.")
+@click.option("--yes", is_flag=True, help="Don't ask. Without a terminal, no question is asked.")
 @reports_errors
 def erase(
     org: str,

@@ -72,7 +72,7 @@ def verify(
     Examples:
       igris-ingest verify
       igris-ingest verify --heads heads.ndjson --kept-for 400d
-      igris-ingest verify --org acme --export acme-2026-09.ndjson
+      igris-ingest verify --org acme --export acme-2026-09.ndjson --since 2026-09-01 --until 2026-10-01
     """
     if exported and not org:
         raise click.UsageError("--export needs --org.")
