@@ -100,7 +100,7 @@ def test_a_body_for_which_postgresql_has_too_little_memory_is_not_to_be_sent_aga
         account.service.stop()
 
 
-def test_events_past_the_limit_are_validated_only_until_a_thousand_problems_are_told(account: Account) -> None:
+def test_events_past_the_limit_are_validated_only_until_a_thousand_problems_are_listed(account: Account) -> None:
     details = assert_rejected(account.post([{}] * 20_000), 400, "Validation failed", account)["details"]
     assert details[0]["message"] == "Array must contain at most 10000 element(s)"
     assert details[-1] == {"field": "", "message": "and 19001 more"}  # of the first 10,000 events
@@ -127,7 +127,7 @@ def test_keys_that_would_become_one_are_rejected(account: Account) -> None:
     assert account.rows("metadata") == [({"a\ufffd": 2, "😀": 3, "\\u0000": 4},)]
 
 
-def test_a_body_full_of_places_to_mend_is_stored(account: Account) -> None:
+def test_a_body_full_of_characters_to_replace_is_stored(account: Account) -> None:
     text = rb"\u0000\udc00\ud83d\ude00\\" * 350_000
     assert account.post(b'{"type": "custom", "toolName": "x", "metadata": {"a": "%s"}}' % text).status == 200
     assert account.rows("md5(metadata ->> 'a')") == [
@@ -225,7 +225,7 @@ def test_a_flush_that_takes_longer_costs_an_organization_few_requests(
 # Connections
 
 
-def test_requests_that_are_sent_ahead_are_answered_in_turn(start_service: Callable[..., Service]) -> None:
+def test_requests_that_are_sent_ahead_get_their_responses_in_order(start_service: Callable[..., Service]) -> None:
     service = start_service(WEB_CONCURRENCY=1, THREADS=1)
     with (
         socket.create_connection(("127.0.0.1", service.port), timeout=10) as client,
@@ -337,7 +337,7 @@ def test_more_connections_than_files_end_no_worker(start_service: Callable[..., 
         (PATH, "Authorization: Bearer {key}\r\nContent-Type: text/plain\r\n", 415),
     ],
 )
-def test_a_rejected_request_with_a_badly_framed_body_gets_one_answer(
+def test_a_rejected_request_with_a_badly_framed_body_gets_one_response(
     account: Account, path: str, headers: str, status: int
 ) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers.format(key=account.key)}Transfer-Encoding: chunked\r\n\r\n"
@@ -353,7 +353,7 @@ def test_a_rejected_request_with_a_badly_framed_body_gets_one_answer(
 # Logs
 
 
-def test_a_log_that_nobody_reads_loses_lines_and_not_the_service(
+def test_a_log_that_no_process_reads_loses_lines_and_not_the_service(
     new_account: Callable[..., Account], database_url: str
 ) -> None:
     service = Service(database_url, ROOT / "unused", WEB_CONCURRENCY=1)

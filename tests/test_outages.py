@@ -230,7 +230,7 @@ def test_a_commit_that_waits_for_a_standby_holds_up_no_other_request_and_is_stor
     assert own_account.count() == own_account.used() == len(responses) - 1
 
 
-def test_when_all_connections_are_taken_it_says_so(
+def test_requests_are_unavailable_while_the_role_has_no_connection_left(
     own_server: postgres.Server, own_account: Account, start_service: Callable[..., Service]
 ) -> None:
     own_account.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
@@ -245,7 +245,7 @@ def test_when_all_connections_are_taken_it_says_so(
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="needs root, to make a small disk")
-def test_a_full_disk_is_reported_until_there_is_room(start_service: Callable[..., Service]) -> None:
+def test_a_full_disk_is_a_503_until_there_is_room(start_service: Callable[..., Service]) -> None:
     disk = Path(tempfile.mkdtemp())
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140m", "none", disk], check=True)
     server = postgres.Server(disk / "data")
