@@ -123,7 +123,8 @@ curl http://127.0.0.1:{PORT}/api/v1/ingest/raw \\
   -d '{{"type": "tool_call", "toolName": "generate_report", "metadata": {{"model": "gpt-4o"}}}}'
 """)
             sys.stdout.flush()
-            server.wait()
+            while server.poll() is None:
+                time.sleep(0.2)  # a signal that arrives just before `wait` blocks would not be noticed
     finally:
         server.terminate()
         server.wait()
