@@ -10,7 +10,6 @@ import random
 import re
 import socket
 import stat
-import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -33,8 +32,7 @@ class LossyOutput:
     """Writes to a file descriptor without waiting for its reader."""
 
     def __init__(self, descriptor: int) -> None:
-        self.lost = 0  # how many texts could not be written since the last that could
-        self.lock = threading.Lock()
+        self.lost = 0  # lines that could not be written, and that no later line has counted
         self._is_cut = False  # the last text was written in part
         self.is_terminal = os.isatty(descriptor)
         self._descriptor = descriptor
@@ -48,15 +46,15 @@ class LossyOutput:
                 self._descriptor = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
             os.set_blocking(self._descriptor, False)
 
-    def write(self, text: str) -> None:
-        """Write a text, or count it as lost. A long text can be cut, which also counts as lost."""
+    def write(self, text: str) -> bool:
+        """Write a text, and return whether all of it was written: a long one can be cut."""
         data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
         try:
             written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)
         except OSError:  # no process reads, and the buffer is full
             written = 0
         self._is_cut = written < len(data) if written else self._is_cut
-        self.lost = 0 if written == len(data) else self.lost + 1
+        return written == len(data)
 
 
 def begin_line() -> None:
@@ -78,10 +76,10 @@ def end_line(response: Response, output: LossyOutput) -> Response:
     """Write the access line of a request, and return its response with the request's id."""
     line = g.access_line
     response.headers.add("X-Request-Id", line["requestId"])
-    line.update(status=response.status_code, ms=round((time.perf_counter() - g.began) * 1000, 2))
-    with output.lock:  # else several lines would count the same lost ones
-        line["lostLines"] = output.lost
-        output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n")
+    lost, output.lost = output.lost, 0  # no other line counts them, too
+    line.update(status=response.status_code, ms=round((time.perf_counter() - g.began) * 1000, 2), lostLines=lost)
+    if not output.write((as_text(line) if output.is_terminal else json.dumps(line)) + "\n"):
+        output.lost += lost + 1
     return response
 
 

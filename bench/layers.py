@@ -42,8 +42,9 @@ class Nowhere(storage.Storage):
 
 
 class Discarded(logs.LossyOutput):
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> bool:
         """Write nothing: what the kernel does with a line is not of interest."""
+        return True
 
 
 def environ(body: bytes) -> dict[str, Any]:
