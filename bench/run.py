@@ -206,6 +206,7 @@ def main() -> None:
         tables.append(table("A commit that takes 5 ms", "events a batch, 32 connections", rows))
 
         rounds = f"{measured_on(url)} 2 workers of 4 threads; the median of {ROUNDS} rounds of {SECONDS:g} s."
+        rounds += " Each section was measured for itself: compare figures within a section."
         (HERE / "results.md").write_text("\n".join(["# Results", "", rounds, "", *tables]))
         plot(by_size, by_connections)
 
