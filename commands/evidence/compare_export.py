@@ -41,6 +41,7 @@ class FileReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     of_trail: list[str] = field(default_factory=list)  # problems of the trail, which the file proves
+    changed: list[str] = field(default_factory=list)  # how the trail differs from lines that are as they were sealed
     unnamed: int = 0  # problems that are not in the list
 
     def add(self, problem: str) -> None:
@@ -56,7 +57,7 @@ class FileReport:
             "intact": not self.problems,
             "lines": self.lines,
             "problems": self.problems + more,
-            "notes": self.notes,
+            "notes": self.notes + self.changed,
         }
 
 
@@ -265,20 +266,22 @@ def _use_entries(stretch: _Stretch) -> None:
     named = f"{counted(stretch.lines, 'line')} from line {stretch.first_line} on"
     before = [entry for entry in period.entries if entry.digest == stretch.digest]
     if before:
-        named += f": as entry {before[-1].number} has them"
-        differences, others = stretch.found, stretch.missing + stretch.differing
+        found, changed, of_trail = stretch.found, [], []
+        others = stretch.missing + stretch.differing
+        why = f"entry {period.newest.number} amended the period"
         if before[-1] is period.newest:
-            more = [_not_in_file(stretch.missing, stretch.first_missing)] if stretch.missing else []
-            count = len(differences.problems) + differences.unnamed + stretch.missing
-            why = f"the trail differs in {counted(count, 'event')}"
-            stretch.found = FileReport(notes=[f"{named}; {why}", *differences.problems, *more])
-        else:
-            stretch.found = FileReport(notes=[f"{named}; entry {period.newest.number} amended the period"])
-            if others:
-                stretch.found.of_trail.append(
-                    f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period "
-                    f"changed or added since entry {before[-1].number}: the file has that entry's events"
-                )
+            events = len(found.problems) + found.unnamed + stretch.missing
+            why = f"the trail differs in {counted(events, 'event')}"
+            added = [_not_in_file(stretch.missing, stretch.first_missing)] if stretch.missing else []
+            changed = added + found.problems
+        elif others:
+            problem = (
+                f"entry {period.newest.number} may only delete, and {counted(others, 'event')} of the period changed "
+                f"or added since entry {before[-1].number}: the file has that entry's events"
+            )
+            of_trail = [problem]
+        note = f"{named}: as entry {before[-1].number} has them; {why}"
+        stretch.found = FileReport(notes=[note], of_trail=of_trail, changed=changed)
         stretch.missing = stretch.later = 0
     elif not period.newest.events and period.newest.is_amendment:
         problem = (
@@ -318,7 +321,8 @@ def _differing(one: Any, other: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _report(stretch: _Stretch, report: FileReport) -> None:
-    report.notes += stretch.found.notes[: max(1, MAX_DIFFERENCES - len(report.notes))]
+    report.notes += stretch.found.notes
+    report.changed += stretch.found.changed[: MAX_DIFFERENCES - len(report.changed)]  # the note counts all
     report.of_trail += stretch.found.of_trail
     for problem in stretch.found.problems:
         report.add(problem)
