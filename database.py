@@ -115,7 +115,7 @@ class TimeoutConnection(psycopg.Connection[Any]):
             raise
 
     def is_usable(self) -> bool:
-        """Return whether the connection is open. If a statement were the first to find it closed, it might have run."""
+        """Return whether the connection is open: a statement that finds it closed may have run or not."""
         try:
             self.pgconn.consume_input()  # what PostgreSQL sent last
             self.pgconn.consume_input()  # that it has closed the connection
@@ -135,8 +135,8 @@ class Database:
         self._url = url
         self._prepare = prepare
         # Lock timeouts and connections. `pop` takes an open one first, then one to open, and the impatient one last.
-        self._free: list[tuple[float, TimeoutConnection | None]]
-        self._free = [(SHORT_LOCK_TIMEOUT, None), *[(LOCK_TIMEOUT, None)] * (threads - 1)]
+        self._free: list[tuple[float, TimeoutConnection | None]] = [(LOCK_TIMEOUT, None)] * threads
+        self._free[0] = (SHORT_LOCK_TIMEOUT, None)
         self._is_down = False  # PostgreSQL could not be reached, or did not respond
         self._last_response = 0.0
         self._attempt = threading.Lock()
@@ -155,7 +155,10 @@ class Database:
             try:
                 yield connection
             finally:
-                self._note_response(connection, began)
+                if not connection.closed:
+                    self._note_response()
+                elif connection.is_hung and self._last_response < began:  # on Citus one node can hang, others respond
+                    self._is_down = True
         except psycopg.Error as error:
             raise_translated(error)
         finally:
@@ -175,11 +178,10 @@ class Database:
         if not self._attempt.acquire(timeout=ATTEMPT_TIMEOUT):
             raise Unavailable(UNREACHABLE)
         try:
-            began = time.monotonic()
             connection = self._connect(connection, lock_timeout)
             if self._is_down:  # else it was reached meanwhile
                 connection.execute("SELECT 1")  # the request's own statement may wait for a lock or a standby
-                self._note_response(connection, began)
+                self._note_response()
             return connection
         finally:
             self._attempt.release()
@@ -196,11 +198,8 @@ class Database:
                 self._is_down = True
             raise
 
-    def _note_response(self, connection: TimeoutConnection, began: float) -> None:
-        if not connection.closed:
-            self._last_response = time.monotonic()
-            if self._is_down:
-                self._is_down = False
-                log.warning("PostgreSQL is back")
-        elif connection.is_hung and self._last_response < began:  # on Citus one node can hang, and others respond
-            self._is_down = True
+    def _note_response(self) -> None:
+        self._last_response = time.monotonic()
+        if self._is_down:
+            self._is_down = False
+            log.warning("PostgreSQL is back")
