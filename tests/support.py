@@ -14,7 +14,7 @@ import psycopg
 from click.testing import CliRunner
 
 from commands.__main__ import main
-from dev.service import EVENT, PROGRAM, ROOT, Response, Service
+from dev.service import EVENT, PROGRAM, ROOT, Response, Service, wait_for
 
 
 class Account:
@@ -28,11 +28,12 @@ class Account:
 
     def send(self, body: Any, **headers: str) -> Response:
         """Posts as a client does: again after a 503, which requests can get while a flush of the disk stalls."""
-        for _ in range(100):
+
+        def responded() -> Response | None:
             response = self.post(body, **headers)
-            if response.status != 503:
-                break
-        return response
+            return None if response.status == 503 else response
+
+        return wait_for(responded)  # type: ignore[no-any-return]
 
     def execute(self, query: str, *parameters: object) -> list[Any]:
         """Runs SQL as the owner of the database; returns the rows, if it has any."""

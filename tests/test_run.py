@@ -90,7 +90,11 @@ def test_it_serves_keeps_its_data_and_opens_no_folder(clone: Path) -> None:
         done = subprocess.run(["sh", "-c", run.curl], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["meta"] == {"remainingQuota": remaining}
         [sockets] = re.findall(r"host=([^']+)'", run.output)
-        [url] = re.findall(r"/psql '(.+)'$", run.output, re.MULTILINE)
+        [(psql, url)] = re.findall(r"^(\S.*/psql'? '(.+)')$", run.output, re.MULTILINE)
+        counted = subprocess.run(
+            ["sh", "-c", f"{psql} -Atc 'SELECT count(*) FROM audit_events'"], capture_output=True, check=True
+        )
+        assert int(counted.stdout) == 50_000 - remaining
         assert (clone / "var/database-url").read_text() == url
         assert (clone / "var/database-url").stat().st_mode & 0o777 == 0o600
         assert Path(sockets).stat().st_mode & 0o777 == 0o700
