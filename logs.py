@@ -53,7 +53,8 @@ class LossyOutput:
             written = self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._descriptor, data)
         except OSError:  # no process reads, and the buffer is full
             written = 0
-        self._is_cut = written < len(data) if written else self._is_cut
+        if written:
+            self._is_cut = written < len(data)
         return written == len(data)
 
 

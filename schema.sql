@@ -48,8 +48,8 @@ CREATE INDEX audit_events_timestamp ON audit_events USING brin ("timestamp" time
 
 -- The events of an organization in a calendar month in UTC: the sum of `used` over its slots.
 -- A limited organization counts in slot 0, where the CHECK keeps the quota exact however many requests run at once.
--- An unlimited one has a slot for each backend, so that its requests do not wait for each other's commit. (Two backends in
--- 32,767 can have the same slot.)
+-- An unlimited one has a slot for each backend, so that its requests do not wait for each other's commit. Two backends
+-- share a slot if their process ids differ by a multiple of 32,767.
 -- Slot -1 is there if the quota rejected a request in the month: `check` reports it.
 CREATE TABLE monthly_usage (
     org_id text NOT NULL,
